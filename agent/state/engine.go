@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package state is the data model of the node program: typed in-memory tables that sources write
+// and features read. One revision counter orders all commits; a change cursor gives a reader each
+// key that changed since it last looked, deletions included; a ready gate says when every source
+// of a table has delivered its first full set.
+//
+// Rows are immutable plain values: a writer inserts a new row, nobody changes one in place.
+// The API is a subset of github.com/cilium/statedb in spirit, so that it can be swapped.
+package state
+
+import (
+	"iter"
+	"sort"
+	"sync"
+)
+
+// Revision counts commits of a DB; it only grows.
+type Revision uint64
+
+// DB groups tables that are committed together.
+type DB struct {
+	mu     sync.RWMutex
+	rev    Revision
+	tables []tableMeta
+}
+
+type tableMeta interface {
+	Name() string
+	Len() int
+	Initialized() (bool, <-chan struct{})
+}
+
+// New returns an empty DB.
+func New() *DB { return &DB{} }
+
+// Revision returns the number of the last commit.
+func (db *DB) Revision() Revision {
+	db.mu.RLock()
+	defer db.mu.RUnlock()
+	return db.rev
+}
+
+// TableInfo is what status output says of one table.
+type TableInfo struct {
+	Name        string `json:"name"`
+	Rows        int    `json:"rows"`
+	Initialized bool   `json:"initialized"`
+}
+
+// Tables lists all tables in the order of their creation.
+func (db *DB) Tables() []TableInfo {
+	out := make([]TableInfo, 0, len(db.tables))
+	for _, t := range db.tables {
+		ok, _ := t.Initialized()
+		out = append(out, TableInfo{Name: t.Name(), Rows: t.Len(), Initialized: ok})
+	}
+	return out
+}
+
+// WriteTxn buffers changes of any number of tables until Commit. It is not safe for concurrent
+// use. Nothing is visible to readers before Commit, then all of it at once.
+type WriteTxn struct {
+	db  *DB
+	ops []func(rev Revision) (notify func())
+}
+
+// WriteTxn starts a transaction. It holds no lock, so it may be dropped without Commit.
+func (db *DB) WriteTxn() *WriteTxn { return &WriteTxn{db: db} }
+
+// Commit applies all buffered changes under one revision and wakes the readers. The transaction
+// is empty afterwards and may be used again.
+func (w *WriteTxn) Commit() Revision {
+	w.db.mu.Lock()
+	if len(w.ops) == 0 {
+		defer w.db.mu.Unlock()
+		return w.db.rev
+	}
+	w.db.rev++
+	rev := w.db.rev
+	var wake []func()
+	for _, op := range w.ops {
+		if n := op(rev); n != nil {
+			wake = append(wake, n)
+		}
+	}
+	for _, n := range wake {
+		n()
+	}
+	w.ops = nil
+	w.db.mu.Unlock()
+	return rev
+}
+
+type entry[R any] struct {
+	row     R
+	rev     Revision
+	deleted bool
+}
+
+// Table holds rows of type R under unique keys of type K.
+type Table[K comparable, R any] struct {
+	db      *DB
+	name    string
+	key     func(R) K
+	rows    map[K]entry[R]
+	live    int
+	log     []logEntry[K] // ascending by revision; an entry is stale when rows[key].rev differs
+	stale   int
+	cursors map[*Cursor[K, R]]struct{}
+	indexes []*index[K, R]
+	watch   chan struct{}
+	pending map[string]struct{}
+	ready   chan struct{}
+}
+
+type logEntry[K comparable] struct {
+	key K
+	rev Revision
+}
+
+type index[K comparable, R any] struct {
+	name string
+	of   func(R) []string
+	keys map[string]map[K]struct{}
+}
+
+// Index names a secondary index: Of gives the index keys of a row (none, one or several).
+type Index[R any] struct {
+	Name string
+	Of   func(R) []string
+}
+
+// NewTable adds a table to db. key must depend on nothing but the row.
+func NewTable[K comparable, R any](db *DB, name string, key func(R) K, indexes ...Index[R]) *Table[K, R] {
+	t := &Table[K, R]{
+		db: db, name: name, key: key,
+		rows:    map[K]entry[R]{},
+		cursors: map[*Cursor[K, R]]struct{}{},
+		watch:   make(chan struct{}),
+		pending: map[string]struct{}{},
+		ready:   make(chan struct{}),
+	}
+	for _, ix := range indexes {
+		t.indexes = append(t.indexes, &index[K, R]{name: ix.Name, of: ix.Of, keys: map[string]map[K]struct{}{}})
+	}
+	db.mu.Lock()
+	db.tables = append(db.tables, t)
+	db.mu.Unlock()
+	return t
+}
+
+// Name returns the table's name.
+func (t *Table[K, R]) Name() string { return t.name }
+
+// Len returns the number of live rows.
+func (t *Table[K, R]) Len() int {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	return t.live
+}
+
+// Insert puts row, replacing the row of the same key.
+func (t *Table[K, R]) Insert(w *WriteTxn, row R) {
+	w.ops = append(w.ops, func(rev Revision) func() {
+		t.put(t.key(row), entry[R]{row: row, rev: rev})
+		return t.notify
+	})
+}
+
+// Delete removes the row of key; a missing row is no error.
+func (t *Table[K, R]) Delete(w *WriteTxn, key K) {
+	w.ops = append(w.ops, func(rev Revision) func() {
+		old, ok := t.rows[key]
+		if !ok || old.deleted {
+			return nil
+		}
+		t.put(key, entry[R]{row: old.row, rev: rev, deleted: true})
+		return t.notify
+	})
+}
+
+func (t *Table[K, R]) put(key K, e entry[R]) {
+	old, had := t.rows[key]
+	if had {
+		t.stale++
+	}
+	if had && !old.deleted {
+		t.live--
+		for _, ix := range t.indexes {
+			for _, s := range ix.of(old.row) {
+				delete(ix.keys[s], key)
+				if len(ix.keys[s]) == 0 {
+					delete(ix.keys, s)
+				}
+			}
+		}
+	}
+	if !e.deleted {
+		t.live++
+		for _, ix := range t.indexes {
+			for _, s := range ix.of(e.row) {
+				if ix.keys[s] == nil {
+					ix.keys[s] = map[K]struct{}{}
+				}
+				ix.keys[s][key] = struct{}{}
+			}
+		}
+	}
+	t.rows[key] = e
+	t.log = append(t.log, logEntry[K]{key: key, rev: e.rev})
+	if t.stale > 64 && t.stale*2 > len(t.log) {
+		t.compact()
+	}
+}
+
+// compact drops overwritten log entries and the tombstones that every cursor has seen.
+func (t *Table[K, R]) compact() {
+	low := t.db.rev
+	for c := range t.cursors {
+		low = min(low, c.rev)
+	}
+	kept := t.log[:0]
+	for _, l := range t.log {
+		e := t.rows[l.key]
+		switch {
+		case e.rev != l.rev:
+		case e.deleted && l.rev <= low:
+			delete(t.rows, l.key)
+		default:
+			kept = append(kept, l)
+		}
+	}
+	clear(t.log[len(kept):])
+	t.log = kept
+	t.stale = 0
+}
+
+func (t *Table[K, R]) notify() {
+	close(t.watch)
+	t.watch = make(chan struct{})
+}
+
+// Get returns the row of key.
+func (t *Table[K, R]) Get(key K) (R, bool) {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	e, ok := t.rows[key]
+	if !ok || e.deleted {
+		var zero R
+		return zero, false
+	}
+	return e.row, true
+}
+
+// All iterates over a snapshot of the live rows, in no particular order.
+func (t *Table[K, R]) All() iter.Seq2[K, R] {
+	t.db.mu.RLock()
+	snap := make(map[K]R, t.live)
+	for k, e := range t.rows {
+		if !e.deleted {
+			snap[k] = e.row
+		}
+	}
+	t.db.mu.RUnlock()
+	return func(yield func(K, R) bool) {
+		for k, r := range snap {
+			if !yield(k, r) {
+				return
+			}
+		}
+	}
+}
+
+// ByIndex returns the rows whose index keys contain key. An unknown index name panics: it is a
+// mistake in the program, not in its input.
+func (t *Table[K, R]) ByIndex(name, key string) []R {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	for _, ix := range t.indexes {
+		if ix.name == name {
+			out := make([]R, 0, len(ix.keys[key]))
+			for k := range ix.keys[key] {
+				out = append(out, t.rows[k].row)
+			}
+			return out
+		}
+	}
+	panic("state: table " + t.name + " has no index " + name)
+}
+
+// Watch returns a channel that is closed at the next change of the table.
+func (t *Table[K, R]) Watch() <-chan struct{} {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	return t.watch
+}
+
+// RegisterInitializer says that source has yet to deliver its first full set. The table is not
+// ready until the returned function's transaction commits.
+func (t *Table[K, R]) RegisterInitializer(source string) func(w *WriteTxn) {
+	t.db.mu.Lock()
+	t.pending[source] = struct{}{}
+	t.db.mu.Unlock()
+	return func(w *WriteTxn) {
+		w.ops = append(w.ops, func(Revision) func() {
+			if _, ok := t.pending[source]; !ok {
+				return nil
+			}
+			delete(t.pending, source)
+			if len(t.pending) == 0 {
+				close(t.ready)
+			}
+			return t.notify
+		})
+	}
+}
+
+// Initialized says whether every registered source has delivered its first full set, and gives
+// the channel that closes when that happens. A table without sources is initialized.
+func (t *Table[K, R]) Initialized() (bool, <-chan struct{}) {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	return len(t.pending) == 0, t.ready
+}
+
+// Pending lists the sources that have not delivered their first full set yet.
+func (t *Table[K, R]) Pending() []string {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	out := make([]string, 0, len(t.pending))
+	for s := range t.pending {
+		out = append(out, s)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// Change is one key's newest state since a cursor's last look.
+type Change[K comparable, R any] struct {
+	Key      K
+	Row      R // of a deleted key: the last live row
+	Deleted  bool
+	Revision Revision
+}
+
+// Cursor reads a table's changes. It is used by one goroutine.
+type Cursor[K comparable, R any] struct {
+	t   *Table[K, R]
+	rev Revision
+}
+
+// Changes returns a cursor whose first Next gives every live row.
+func (t *Table[K, R]) Changes() *Cursor[K, R] {
+	c := &Cursor[K, R]{t: t}
+	t.db.mu.Lock()
+	t.cursors[c] = struct{}{}
+	t.db.mu.Unlock()
+	return c
+}
+
+// Next returns the keys that changed since the last call, oldest first and each once, and a
+// channel that closes at the next change.
+func (c *Cursor[K, R]) Next() ([]Change[K, R], <-chan struct{}) {
+	t := c.t
+	t.db.mu.Lock()
+	defer t.db.mu.Unlock()
+	first := c.rev == 0
+	i := sort.Search(len(t.log), func(i int) bool { return t.log[i].rev > c.rev })
+	var out []Change[K, R]
+	for _, l := range t.log[i:] {
+		e := t.rows[l.key]
+		if e.rev != l.rev || (first && e.deleted) {
+			continue
+		}
+		// A key written twice in one commit has two log entries of one revision.
+		if n := len(out); n > 0 && out[n-1].Key == l.key && out[n-1].Revision == l.rev {
+			continue
+		}
+		out = append(out, Change[K, R]{Key: l.key, Row: e.row, Deleted: e.deleted, Revision: l.rev})
+	}
+	c.rev = t.db.rev
+	return out, t.watch
+}
+
+// Close releases the cursor, so that the tombstones it held back can be dropped.
+func (c *Cursor[K, R]) Close() {
+	c.t.db.mu.Lock()
+	delete(c.t.cursors, c)
+	c.t.db.mu.Unlock()
+}

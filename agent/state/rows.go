@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// IdentityID is a numeric security identity; the reserved numbers are Cilium's.
+type IdentityID uint32
+
+// Reserved identities (source: Cilium's identity model).
+const (
+	IdentityUnknown       IdentityID = 0
+	IdentityHost          IdentityID = 1
+	IdentityWorld         IdentityID = 2
+	IdentityUnmanaged     IdentityID = 3
+	IdentityHealth        IdentityID = 4
+	IdentityInit          IdentityID = 5
+	IdentityRemoteNode    IdentityID = 6
+	IdentityKubeAPIServer IdentityID = 7
+	IdentityIngress       IdentityID = 8
+	IdentityWorldIPv4     IdentityID = 9
+	IdentityWorldIPv6     IdentityID = 10
+	// IdentityMinimal and IdentityMaximal bound the identities that are allocated to pods.
+	IdentityMinimal IdentityID = 256
+	IdentityMaximal IdentityID = 65535
+)
+
+// Name is a namespaced Kubernetes name.
+type Name struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+func (n Name) String() string { return n.Namespace + "/" + n.Name }
+
+// Node is one node of the cluster, the local one included. It joins what the Node and the
+// CiliumNode object say.
+type Node struct {
+	Name   string
+	Local  bool
+	UID    string
+	Labels map[string]string
+	// InternalIPs are the node's addresses towards its peers, primary family first.
+	InternalIPs []netip.Addr
+	// ExternalIPs are further addresses of the node.
+	ExternalIPs []netip.Addr
+	// RouterIPs are the addresses of cilium_host (CiliumInternalIP), one a family.
+	RouterIPs []netip.Addr
+	// PodCIDRs are the ranges that the node gives its pods addresses from.
+	PodCIDRs []netip.Prefix
+	// BootID changes when the node reboots.
+	BootID string
+}
+
+// Addr returns the node's first internal address of a family, invalid when it has none.
+func (n Node) Addr(v6 bool) netip.Addr {
+	for _, a := range n.InternalIPs {
+		if a.Is6() == v6 {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// EndpointState is the life cycle of a local endpoint, with Cilium's words.
+type EndpointState string
+
+// States of an endpoint.
+const (
+	EndpointWaitingForIdentity EndpointState = "waiting-for-identity"
+	EndpointRestoring          EndpointState = "restoring"
+	EndpointRegenerating       EndpointState = "regenerating"
+	EndpointReady              EndpointState = "ready"
+	EndpointDisconnecting      EndpointState = "disconnecting"
+)
+
+// Endpoint is a pod interface of this node, or the host itself.
+type Endpoint struct {
+	ID            uint16 // unique on the node, kept over restarts
+	Pod           Name
+	PodUID        string
+	ContainerID   string // sandbox
+	ContainerIf   string // name inside the pod, "eth0"
+	IfName        string // host side, lxc<12 hex>
+	IfIndex       int
+	NetnsCookie   uint64
+	NetnsPath     string
+	MAC           net.HardwareAddr // inside the pod
+	NodeMAC       net.HardwareAddr // host side
+	IPv4          netip.Addr
+	IPv6          netip.Addr
+	Identity      IdentityID
+	Labels        []string // sorted "source:key=value" after the identity filter
+	NamedPorts    []NamedPort
+	State         EndpointState
+	CreatedUnixMs int64
+}
+
+// NamedPort is a named container port of a pod.
+type NamedPort struct {
+	Name     string `json:"name"`
+	Port     uint16 `json:"port"`
+	Protocol string `json:"protocol"` // TCP, UDP or SCTP
+}
+
+// RemoteIP says who an address of another node's pod is. It comes from a CiliumEndpoint.
+type RemoteIP struct {
+	IP       netip.Addr
+	Pod      Name
+	NodeIP   netip.Addr // tunnel endpoint
+	Identity IdentityID
+}
+
+// Identity is a number and the label set that it stands for.
+type Identity struct {
+	ID     IdentityID `json:"id"`
+	Labels []string   `json:"labels"` // sorted "source:key=value"
+	// UID and Created are of the CiliumIdentity object; empty for reserved identities.
+	UID string `json:"-"`
+}
+
+// Pod is a pod of this node as the API server has it.
+type Pod struct {
+	Name           Name
+	UID            string
+	Labels         map[string]string
+	Annotations    map[string]string
+	ServiceAccount string
+	HostNetwork    bool
+	Phase          string
+	IPs            []netip.Addr
+	NamedPorts     []NamedPort
+	HostPorts      []HostPort
+}
+
+// HostPort is a container port that is published on the node's own addresses.
+type HostPort struct {
+	HostIP        netip.Addr // invalid: all
+	HostPort      uint16
+	ContainerPort uint16
+	Protocol      string
+}
+
+// Namespace is a namespace and its labels.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Service is a Kubernetes Service, as far as any feature needs it.
+type Service struct {
+	Name                 Name
+	UID                  string
+	Type                 string // ClusterIP, NodePort, LoadBalancer, ExternalName
+	Headless             bool
+	ClusterIPs           []netip.Addr
+	ExternalIPs          []netip.Addr
+	LoadBalancerIPs      []netip.Addr
+	Ports                []ServicePort
+	SessionAffinitySecs  uint32 // 0: none
+	ExternalTrafficLocal bool
+	InternalTrafficLocal bool
+	HealthCheckNodePort  uint16
+	SourceRanges         []netip.Prefix
+	LoadBalancerClass    string
+	PublishNotReady      bool
+	TrafficDistribution  string
+	ProxyName            string // label service.kubernetes.io/service-proxy-name
+	Annotations          map[string]string
+	Labels               map[string]string
+	Selector             map[string]string
+	AllocateNodePorts    bool
+}
+
+// ServicePort is one port of a Service.
+type ServicePort struct {
+	Name     string
+	Protocol string // TCP, UDP or SCTP
+	Port     uint16
+	NodePort uint16
+}
+
+// EndpointSlice is one slice of a Service's backends.
+type EndpointSlice struct {
+	Name      Name
+	Service   Name // from the label kubernetes.io/service-name
+	IPv6      bool
+	Ports     []SlicePort
+	Endpoints []SliceEndpoint
+}
+
+// SlicePort is a port of a slice, joined to the Service port by Name.
+type SlicePort struct {
+	Name     string
+	Protocol string
+	Port     uint16
+}
+
+// SliceEndpoint is one backend address set with its conditions.
+type SliceEndpoint struct {
+	Addresses   []netip.Addr
+	Ready       bool
+	Serving     bool
+	Terminating bool
+	NodeName    string
+	Zone        string
+	ForZones    []string
+	ForNodes    []string
+}
+
+// Device is a network device of this node that carries cluster or outside traffic.
+type Device struct {
+	Name  string
+	Index int
+	MAC   net.HardwareAddr
+	MTU   int
+	Addrs []netip.Prefix
+	// L3 is set for devices without Ethernet header.
+	L3 bool
+	// DirectRouting marks the device that carries the node's own address.
+	DirectRouting bool
+}
+
+// Tables is the data model of the node program: every table there is.
+type Tables struct {
+	DB             *DB
+	Nodes          *Table[string, Node]
+	Endpoints      *Table[uint16, Endpoint]
+	RemoteIPs      *Table[netip.Addr, RemoteIP]
+	Identities     *Table[IdentityID, Identity]
+	Pods           *Table[Name, Pod] // of this node
+	Namespaces     *Table[string, Namespace]
+	Services       *Table[Name, Service]
+	EndpointSlices *Table[Name, EndpointSlice]
+	Devices        *Table[string, Device]
+}
+
+// NewTables creates the empty tables.
+func NewTables() *Tables {
+	db := New()
+	return &Tables{
+		DB:    db,
+		Nodes: NewTable(db, "nodes", func(r Node) string { return r.Name }),
+		Endpoints: NewTable(db, "endpoints", func(r Endpoint) uint16 { return r.ID },
+			Index[Endpoint]{Name: "pod", Of: func(r Endpoint) []string { return []string{r.Pod.String()} }},
+			Index[Endpoint]{Name: "ip", Of: func(r Endpoint) []string { return addrKeys(r.IPv4, r.IPv6) }},
+			Index[Endpoint]{Name: "container", Of: func(r Endpoint) []string { return []string{r.ContainerID} }}),
+		RemoteIPs: NewTable(db, "remote-ips", func(r RemoteIP) netip.Addr { return r.IP },
+			Index[RemoteIP]{Name: "pod", Of: func(r RemoteIP) []string { return []string{r.Pod.String()} }}),
+		Identities: NewTable(db, "identities", func(r Identity) IdentityID { return r.ID }),
+		Pods:       NewTable(db, "pods", func(r Pod) Name { return r.Name }),
+		Namespaces: NewTable(db, "namespaces", func(r Namespace) string { return r.Name }),
+		Services:   NewTable(db, "services", func(r Service) Name { return r.Name }),
+		EndpointSlices: NewTable(db, "endpointslices", func(r EndpointSlice) Name { return r.Name },
+			Index[EndpointSlice]{Name: "service", Of: func(r EndpointSlice) []string { return []string{r.Service.String()} }}),
+		Devices: NewTable(db, "devices", func(r Device) string { return r.Name }),
+	}
+}
+
+func addrKeys(addrs ...netip.Addr) []string {
+	out := make([]string, 0, len(addrs))
+	for _, a := range addrs {
+		if a.IsValid() {
+			out = append(out, a.String())
+		}
+	}
+	return slices.Clip(out)
+}
