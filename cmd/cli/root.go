@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli is the command tree of lash: one file a subcommand. A command file binds flags and
+// prints; what it does lives in a library that knows nothing of cobra or of terminals.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// World is everything that the commands take from outside; tests give their own.
+type World struct {
+	In     io.Reader
+	Out    io.Writer // results only
+	Err    io.Writer // progress, warnings, errors
+	Getenv func(string) string
+	Args   []string // without the program's name
+}
+
+// OS is the world of the real process.
+func OS() World {
+	return World{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Args: os.Args[1:]}
+}
+
+// Exit codes of lash.
+const (
+	ExitOK          = 0
+	ExitFailed      = 1   // a check failed, or an error
+	ExitUsage       = 2   // the command line is wrong
+	ExitUnreachable = 3   // the cluster cannot be reached, or refuses
+	ExitTimeout     = 4   // a wait ran out
+	ExitInterrupted = 130 // Ctrl-C
+)
+
+// ExitError is an error with an exit code of its own. Quiet ones have been printed already.
+type ExitError struct {
+	Code  int
+	Err   error
+	Quiet bool
+}
+
+func (e *ExitError) Error() string { return e.Err.Error() }
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// usageError marks an error as a mistake in the command line.
+func usageError(format string, args ...any) error {
+	return &ExitError{Code: ExitUsage, Err: fmt.Errorf(format, args...)}
+}
+
+// Main runs the command line of w and returns the exit code. The first Ctrl-C cancels the
+// command's context so that it can clean up, the second ends the process at once.
+func Main(w World) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		stop()
+	}()
+	root := newRoot(w)
+	root.SetArgs(w.Args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	var ee *ExitError
+	if errors.As(err, &ee) {
+		if !ee.Quiet {
+			fmt.Fprintln(w.Err, "Error: "+err.Error())
+		}
+		return ee.Code
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(w.Err, "Interrupted")
+		return ExitInterrupted
+	}
+	fmt.Fprintln(w.Err, "Error: "+err.Error())
+	return ExitFailed
+}
+
+func newRoot(w World) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lash",
+		Short: "Install, show, check and measure an eBPF network for Kubernetes",
+		Long: `lash installs an eBPF network into a Kubernetes cluster, shows its state, checks that it works
+and measures it. What it installs keeps Cilium's names, so manifests, values and scripts go on working.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetIn(w.In)
+	root.SetOut(w.Out)
+	root.SetErr(w.Err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return &ExitError{Code: ExitUsage, Err: err}
+	})
+	for _, add := range commands {
+		root.AddCommand(add(w))
+	}
+	return root
+}
+
+// commands is the tree, in the order of --help.
+var commands = []func(World) *cobra.Command{}
