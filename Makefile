@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION    ?= $(shell sed -n 's/^version: *//p' chart/Chart.yaml)
+KUBE_PROXY ?= none
+IP_FAMILY  ?= dual
+NAME       ?= dev
+PAYLOAD    := install/image/payload
+LDFLAGS    := -s -w -X lash.internal/lash/agent/api.Version=$(VERSION)
+STATIC     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+GO_SOURCES := $(shell find cmd install status connectivity agent bpf chart -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+EMBEDDED   := $(shell find chart bpf connectivity -type f \( -name '*.yaml' -o -name '*.tpl' -o -name '*.json' -o -name '*.o' -o -name '*.mod' -o -name '*.sum' \) 2>/dev/null)
+
+# Debian packages by the command or file that shows that they are there.
+DEBS := ip:iproute2 runc:runc iptables:iptables nft:nftables conntrack:conntrack ipset:ipset \
+	bpftool:bpftool qemu-system-x86_64:qemu-system-x86 cpio:cpio gcc:gcc git:git jq:jq
+GEN_DEBS := clang-19:clang-19 llvm-strip-19:llvm-19 clang-format-19:clang-format-19 /usr/include/linux/bpf.h:linux-libc-dev
+
+.PHONY: help
+help: ## Show this help
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+define apt-install
+	@missing=(); for d in $(1); do c=$${d%%:*}; command -v $$c >/dev/null 2>&1 || [ -e $$c ] || missing+=($${d#*:}); done; \
+	if [ $${#missing[@]} -gt 0 ]; then echo "installing $${missing[*]}"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; fi
+endef
+
+.PHONY: deps
+deps: ## Install the Debian packages that the local cluster and the tests need
+	$(call apt-install,$(DEBS))
+
+.PHONY: gen-deps
+gen-deps:
+	$(call apt-install,$(GEN_DEBS))
+
+.PHONY: build
+build: bin/lash ## Build bin/lash (with the node image inside), bin/lash-agent, bin/lash-cni
+
+bin/lash-agent: $(GO_SOURCES) $(EMBEDDED)
+	$(STATIC) -o $@ ./cmd/lash-agent
+
+bin/lash-cni: $(GO_SOURCES)
+	$(STATIC) -o $@ ./cmd/lash-cni
+
+bin/lash: bin/lash-agent bin/lash-cni $(GO_SOURCES) $(EMBEDDED)
+	mkdir -p $(PAYLOAD)
+	install -m 0755 bin/lash-agent bin/lash-cni $(PAYLOAD)/
+	$(STATIC) -tags bundle -o $@ ./cmd/lash
+
+.PHONY: up
+up: deps build ## A real 3-node cluster with Lash in it; KUBE_PROXY=iptables|nftables for one with kube-proxy
+	bin/lash cluster create $(NAME) --kube-proxy $(KUBE_PROXY) --ip-family $(IP_FAMILY)
+	bin/lash image save bin/lash-image.tar
+	bin/lash cluster load-image bin/lash-image.tar --name $(NAME)
+	bin/lash install --context lash-$(NAME) --wait --yes
+	bin/lash status --context lash-$(NAME) --wait
+
+.PHONY: down
+down: ## Delete the cluster that `make up` made
+	bin/lash cluster delete $(NAME)
+
+.PHONY: generate
+generate: gen-deps ## Build the eBPF objects, bindings and the values schema again
+	go generate ./...
+
+.PHONY: check-generate
+check-generate: generate ## Fail when what is committed differs from what `make generate` makes
+	git diff --exit-code -- bpf chart || { echo 'generated files differ: run "make generate" and commit'; exit 1; }
+
+.PHONY: fmt
+fmt: gen-deps ## Format Go and C
+	go tool -modfile=.ci/tools/gofumpt.mod gofumpt -w $$(git ls-files '*.go' | grep -v _bpfel.go)
+	clang-format-19 -i $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+
+.PHONY: lint
+lint: gen-deps ## golangci-lint, gofumpt, clang-format
+	go vet ./...
+	go tool -modfile=.ci/tools/golangci-lint.mod golangci-lint run ./...
+	clang-format-19 --dry-run --Werror $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+
+.PHONY: test-short
+test-short: deps ## Unit, program and namespace tests on this kernel (no cluster, no second kernel)
+	go test -short ./...
+
+.PHONY: test
+test: deps build lint check-generate ## Everything: lint, drift, tests, programs on kernel 6.1, a fresh cluster end to end
+	go test -timeout 15m ./...
+	LASH_E2E=1 go test -count=1 -timeout 24m ./connectivity/e2e/... ./connectivity/cluster/
+
+.PHONY: race
+race: deps ## The Go tests under the race detector
+	go test -race -timeout 30m ./...
