@@ -138,7 +138,9 @@ func TestDependencyRule(t *testing.T) {
 		{
 			"the in-pod commands link no lipgloss",
 			func(p string) bool { return under(p, "cmd/pod", "cmd/lash-agent") },
-			func(im string) bool { return strings.HasPrefix(im, "github.com/charmbracelet/") || ours(im, "cmd/term") },
+			func(im string) bool {
+				return strings.HasPrefix(im, "github.com/charmbracelet/") || ours(im, "cmd/term")
+			},
 		},
 		{
 			"only install and chart import helm (cmd/cli reads its value flags)",
