@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"lash.internal/lash/cmd/kube"
 )
 
 // World is everything that the commands take from outside; tests give their own.
@@ -23,6 +25,8 @@ type World struct {
 	Err    io.Writer // progress, warnings, errors
 	Getenv func(string) string
 	Args   []string // without the program's name
+
+	Kube *kube.Flags // the cluster that the global flags choose; set by Main
 }
 
 // OS is the world of the real process.
@@ -64,11 +68,15 @@ func Main(w World) int {
 		<-ctx.Done()
 		stop()
 	}()
+	w.Kube = kube.NewFlags(w.Getenv)
 	root := newRoot(w)
 	root.SetArgs(w.Args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return ExitOK
+	}
+	if c, kerr := w.Kube.Client(); kerr == nil {
+		err = c.Explain(err)
 	}
 	var ee *ExitError
 	if errors.As(err, &ee) {
@@ -82,6 +90,17 @@ func Main(w World) int {
 		return ExitInterrupted
 	}
 	fmt.Fprintln(w.Err, "Error: "+err.Error())
+	return exitCode(err)
+}
+
+// exitCode is the code of an error that has none of its own.
+func exitCode(err error) int {
+	switch {
+	case errors.Is(err, kube.ErrConfig), errors.Is(err, kube.ErrUnreachable), errors.Is(err, kube.ErrForbidden):
+		return ExitUnreachable
+	case errors.Is(err, kube.ErrTimeout):
+		return ExitTimeout
+	}
 	return ExitFailed
 }
 
@@ -100,6 +119,7 @@ and measures it. What it installs keeps Cilium's names, so manifests, values and
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return &ExitError{Code: ExitUsage, Err: err}
 	})
+	w.Kube.AddTo(root.PersistentFlags())
 	for _, add := range commands {
 		root.AddCommand(add(w))
 	}
