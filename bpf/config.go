@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+// Modes of socket-level load balancing, for Config.SockLB.
+const (
+	SockLBOff    uint8 = 0
+	SockLBAll    uint8 = 1 // TCP of pods, everything of the host
+	SockLBHostNS uint8 = 2 // sockets of the host only
+)
+
+// Config holds the constants that programs are loaded with (include/consts.h). They belong to the
+// node and are the same for every pod and device.
+type Config struct {
+	IPv4, IPv6 bool // pods have addresses of the family
+	// KubeProxyReplacement says that Services are ours; else they are left to kube-proxy and what
+	// it may translate crosses the host stack.
+	KubeProxyReplacement bool
+	SockLB               uint8
+	Masquerade4          bool
+	Masquerade6          bool
+	// Interfaces of ours.
+	VXLANIfindex, HostIfindex, NetIfindex uint32
+	TunnelPort                            uint16 // UDP
+	TunnelMTU                             uint32 // largest packet of a pod that fits the tunnel
+	// SNATMin and SNATMax bound the source ports of masqueraded flows, both inclusive. The range
+	// has to be in net.ipv4.ip_local_reserved_ports.
+	SNATMin, SNATMax uint16
+	// HostCookie is the cookie of the node's network namespace (SO_NETNS_COOKIE).
+	HostCookie uint64
+	// World4 and World6 are the identities of what is outside.
+	World4, World6 uint32
+	// Router4 and Router6 are the addresses of cilium_host, Node4 and Node6 those of the node on
+	// the device that carries the tunnel. Loopback4 and Loopback6 stand for a pod that talks to
+	// itself through a Service. An invalid address leaves the default.
+	Router4, Node4, Loopback4 netip.Addr
+	Router6, Node6, Loopback6 netip.Addr
+	// Test makes programs record redirects in map test_rec.
+	Test bool
+}
+
+// DefaultConfig returns the constants as the objects have them.
+func DefaultConfig() Config {
+	return Config{
+		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll,
+		Masquerade4: true, Masquerade6: true, TunnelPort: 8472, TunnelMTU: 1450,
+		SNATMin: 49152, SNATMax: 65535, World4: IdentityWorld, World6: IdentityWorld,
+	}
+}
+
+// Apply sets the constants in a specification; those that its programs do not use are skipped.
+func (c Config) Apply(spec *ebpf.CollectionSpec) error {
+	values := map[string]any{
+		"c_ipv4": flag(c.IPv4), "c_ipv6": flag(c.IPv6), "c_kpr": flag(c.KubeProxyReplacement),
+		"c_sock_lb": c.SockLB, "c_masq4": flag(c.Masquerade4), "c_masq6": flag(c.Masquerade6),
+		"c_test": flag(c.Test), "c_vxlan_ifindex": c.VXLANIfindex,
+		"c_host_ifindex": c.HostIfindex, "c_net_ifindex": c.NetIfindex,
+		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
+		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
+		"c_world_id4": c.World4, "c_world_id6": c.World6,
+	}
+	addrs := map[string]netip.Addr{
+		"c_router4": c.Router4, "c_router6": c.Router6, "c_node4": c.Node4, "c_node6": c.Node6,
+		"c_loopback4": c.Loopback4, "c_loopback6": c.Loopback6,
+	}
+	for name, a := range addrs {
+		switch {
+		case !a.IsValid():
+		case name[len(name)-1] == '4' && a.Is4():
+			values[name] = a.As4()
+		case name[len(name)-1] == '6' && a.Is6():
+			values[name] = a.As16()
+		default:
+			return fmt.Errorf("constant %s: address %s is of the other family", name, a)
+		}
+	}
+	for name, v := range values {
+		vs := spec.Variables[name]
+		if vs == nil {
+			continue
+		}
+		if err := vs.Set(v); err != nil {
+			return fmt.Errorf("constant %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func flag(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}

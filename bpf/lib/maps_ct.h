@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Flow state. New flows live in the LRU tier, flows that were answered in the plain hash. */
+#pragma once
+
+#include "../include/kernel.h"
+#include "../include/maps_abi.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct ct4_key);
+	__type(value, struct ct4);
+	__uint(max_entries, 131072);
+} ct4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct ct4_key);
+	__type(value, struct ct4);
+	__uint(max_entries, 32768);
+} ct4_new SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct ct6_key);
+	__type(value, struct ct6);
+	__uint(max_entries, 65536);
+} ct6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct ct6_key);
+	__type(value, struct ct6);
+	__uint(max_entries, 16384);
+} ct6_new SEC(".maps");

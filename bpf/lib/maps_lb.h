@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services: front -> svc -> block of slots -> backend, and the way back for sockets. */
+#pragma once
+
+#include "../include/kernel.h"
+#include "../include/maps_abi.h"
+
+#define SVC_MAX 65536
+#define SLOT_ELEMS 65536 /* 1 Mi slots */
+#define BACKEND_MAX 131072
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct front_key);
+	__type(value, struct front);
+	__uint(max_entries, 131072);
+} front SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct svc);
+	__uint(max_entries, SVC_MAX);
+} svc SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct slots);
+	__uint(max_entries, SLOT_ELEMS);
+} slot SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct backend);
+	__uint(max_entries, BACKEND_MAX);
+} backend SEC(".maps");

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Removal of flows, called by the agent through a test run: ct_expire deletes candidates that have
+ * not moved since the sweep saw them, ct_purge everything of one address.
+ */
+#include "../include/kernel.h"
+#include "../lib/maps_ct.h"
+
+#define GC_BATCH_MAX 1024
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct gc_item);
+	__uint(max_entries, GC_BATCH_MAX);
+} gc_batch SEC(".maps");
+
+/* Deletes an entry if it is as the sweep saw it. The copy from before the deletion is put back if
+ * a packet moved the entry in between: the deleted element itself may already belong to another.
+ */
+#define EXPIRE(NAME, KEY, VALUE, MAP)                                                              \
+	static __noinline void NAME(struct gc_item *it)                                            \
+	{                                                                                          \
+		KEY key;                                                                           \
+		VALUE copy, *v;                                                                    \
+                                                                                                   \
+		__builtin_memcpy(&key, it->key, sizeof(key));                                      \
+		v = bpf_map_lookup_elem(&MAP, &key);                                               \
+		if (!v) {                                                                          \
+			it->done = GC_MISSING;                                                     \
+			return;                                                                    \
+		}                                                                                  \
+		copy = *v;                                                                         \
+		if (copy.c.seen != it->seen || copy.c.flags != it->flags) {                        \
+			it->done = GC_CHANGED;                                                     \
+			return;                                                                    \
+		}                                                                                  \
+		bpf_map_delete_elem(&MAP, &key);                                                   \
+		it->done = GC_DELETED;                                                             \
+		if (READ_ONCE(v->c.seen) == it->seen && READ_ONCE(v->c.flags) == it->flags)        \
+			return;                                                                    \
+		copy.c.seen = bpf_ktime_get_coarse_ns() >> 20;                                     \
+		if (!bpf_map_update_elem(&MAP, &key, &copy, BPF_NOEXIST))                          \
+			it->done = GC_CHANGED;                                                     \
+	}
+
+EXPIRE(expire4, struct ct4_key, struct ct4, ct4)
+EXPIRE(expire4_new, struct ct4_key, struct ct4, ct4_new)
+EXPIRE(expire6, struct ct6_key, struct ct6, ct6)
+EXPIRE(expire6_new, struct ct6_key, struct ct6, ct6_new)
+
+struct expire_ctx {
+	u32 v6;
+	u32 deleted;
+};
+
+static long expire_one(u32 i, void *arg)
+{
+	struct expire_ctx *c = arg;
+	struct gc_item *it = bpf_map_lookup_elem(&gc_batch, &i);
+
+	if (!it)
+		return 1;
+	if (c->v6) {
+		if (it->tier)
+			expire6_new(it);
+		else
+			expire6(it);
+	} else {
+		if (it->tier)
+			expire4_new(it);
+		else
+			expire4(it);
+	}
+	if (it->done == GC_DELETED)
+		c->deleted++;
+	return 0;
+}
+
+SEC("syscall")
+int ct_expire(struct gc_expire *arg)
+{
+	struct expire_ctx c = { .v6 = arg->v6 };
+	u32 count = arg->count;
+
+	if (count > GC_BATCH_MAX)
+		count = GC_BATCH_MAX;
+	bpf_loop(count, expire_one, &c, 0);
+	arg->deleted = c.deleted;
+	return 0;
+}
+
+struct purge_ctx {
+	u32 ip[4];
+	u32 deleted;
+};
+
+static __inline int same6(const u8 *ip, const u32 *want)
+{
+	u32 w[4];
+
+	__builtin_memcpy(w, ip, sizeof(w));
+	return w[0] == want[0] && w[1] == want[1] && w[2] == want[2] && w[3] == want[3];
+}
+
+static long purge4(void *map, const void *k, void *v, void *arg)
+{
+	struct purge_ctx *c = arg;
+	const struct ct4_key *key = k;
+	const struct ct4 *e = v;
+	u32 ip = c->ip[3];
+
+	if (key->a != ip && key->b != ip &&
+	    (e->c.kind == CT_PLAIN || (e->saddr != ip && e->daddr != ip)))
+		return 0;
+	if (!bpf_map_delete_elem(map, key))
+		c->deleted++;
+	return 0;
+}
+
+static long purge6(void *map, const void *k, void *v, void *arg)
+{
+	struct purge_ctx *c = arg;
+	const struct ct6_key *key = k;
+	const struct ct6 *e = v;
+
+	if (!same6(key->a, c->ip) && !same6(key->b, c->ip) &&
+	    (e->c.kind == CT_PLAIN || (!same6(e->saddr, c->ip) && !same6(e->daddr, c->ip))))
+		return 0;
+	if (!bpf_map_delete_elem(map, key))
+		c->deleted++;
+	return 0;
+}
+
+SEC("syscall")
+int ct_purge(struct gc_purge *arg)
+{
+	struct purge_ctx c = {};
+
+	__builtin_memcpy(c.ip, arg->ip, sizeof(c.ip));
+	if (!c.ip[0] && !c.ip[1] && c.ip[2] == bpf_htonl(0xffff)) {
+		bpf_for_each_map_elem(&ct4, purge4, &c, 0);
+		bpf_for_each_map_elem(&ct4_new, purge4, &c, 0);
+	} else {
+		bpf_for_each_map_elem(&ct6, purge6, &c, 0);
+		bpf_for_each_map_elem(&ct6_new, purge6, &c, 0);
+	}
+	arg->deleted = c.deleted;
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
