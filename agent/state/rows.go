@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // IdentityID is a numeric security identity; the reserved numbers are Cilium's.
@@ -251,7 +252,8 @@ func NewTables() *Tables {
 			Index[Endpoint]{Name: "container", Of: func(r Endpoint) []string { return []string{r.ContainerID} }}),
 		RemoteIPs: NewTable(db, "remote-ips", func(r RemoteIP) netip.Addr { return r.IP },
 			Index[RemoteIP]{Name: "pod", Of: func(r RemoteIP) []string { return []string{r.Pod.String()} }}),
-		Identities: NewTable(db, "identities", func(r Identity) IdentityID { return r.ID }),
+		Identities: NewTable(db, "identities", func(r Identity) IdentityID { return r.ID },
+			Index[Identity]{Name: "labels", Of: func(r Identity) []string { return []string{LabelsKey(r.Labels)} }}),
 		Pods:       NewTable(db, "pods", func(r Pod) Name { return r.Name }),
 		Namespaces: NewTable(db, "namespaces", func(r Namespace) string { return r.Name }),
 		Services:   NewTable(db, "services", func(r Service) Name { return r.Name }),
@@ -260,6 +262,9 @@ func NewTables() *Tables {
 		Devices: NewTable(db, "devices", func(r Device) string { return r.Name }),
 	}
 }
+
+// LabelsKey is the one string that stands for a sorted label set.
+func LabelsKey(labels []string) string { return strings.Join(labels, ";") }
 
 func addrKeys(addrs ...netip.Addr) []string {
 	out := make([]string, 0, len(addrs))
