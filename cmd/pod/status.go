@@ -16,13 +16,13 @@ import (
 
 // details says which parts of the status text are wanted.
 type details struct {
-	addresses, controllers, nodes, redirects, clusters, health, kpr, maps bool
+	addresses, controllers, nodes, kpr, maps bool
 }
 
 func newStatus(a *app) *cobra.Command {
 	var out output
 	var d details
-	var verbose, brief, ready bool
+	var verbose, brief, needK8s bool
 	timeout := 30 * time.Second
 	c := &cobra.Command{
 		Use: "status", Short: "Show the state of the agent", Args: cobra.NoArgs,
@@ -33,10 +33,7 @@ func newStatus(a *app) *cobra.Command {
 			if err != nil {
 				return statusUnreachable(a, err, brief)
 			}
-			failure := Failure(st)
-			if ready && failure == "" && st.Cilium == nil {
-				failure = "no status of the agent"
-			}
+			failure := failureOf(st, needK8s)
 			if done, err := out.print(a.w.Out, st); done {
 				return err
 			}
@@ -49,7 +46,7 @@ func newStatus(a *app) *cobra.Command {
 				return err
 			}
 			if verbose {
-				d = details{true, true, true, true, true, true, true, true}
+				d = details{addresses: true, controllers: true, nodes: true, kpr: true, maps: true}
 			}
 			if err := writeStatus(a.w.Out, st, d, time.Now()); err != nil {
 				return err
@@ -67,10 +64,7 @@ func newStatus(a *app) *cobra.Command {
 	f.BoolVar(&d.addresses, "all-addresses", false, "all allocated addresses")
 	f.BoolVar(&d.controllers, "all-controllers", false, "all controllers, not only failing ones")
 	f.BoolVar(&d.nodes, "all-nodes", false, "all nodes")
-	f.BoolVar(&d.redirects, "all-redirects", false, "all proxy redirects")
-	f.BoolVar(&d.clusters, "all-clusters", false, "all connected clusters")
-	f.BoolVar(&d.health, "all-health", false, "the health of all nodes")
-	f.BoolVar(&ready, "require-k8s-connectivity", true, "without a connection to the API server the agent is not healthy")
+	f.BoolVar(&needK8s, "require-k8s-connectivity", true, "without a connection to the API server the agent is not healthy")
 	f.DurationVar(&timeout, "timeout", timeout, "how long to wait for the agent")
 	return c
 }
@@ -87,28 +81,21 @@ func statusUnreachable(a *app, err error, brief bool) error {
 	return quiet{err}
 }
 
-// Failure names the first component that has failed and what it says; empty when the agent is
+// failureOf names the first component that has failed and what it says; empty when the agent is
 // healthy.
-func Failure(st *api.StatusResponse) string {
-	check := func(name string, s *api.Status) string {
-		if s != nil && s.State == api.StateFailure {
-			return name + ": " + s.Msg
-		}
-		return ""
+func failureOf(st *api.StatusResponse, needK8s bool) string {
+	type part struct {
+		name string
+		s    *api.Status
 	}
-	k8s := (*api.Status)(nil)
-	if st.Kubernetes != nil {
-		k8s = &api.Status{State: st.Kubernetes.State, Msg: st.Kubernetes.Msg}
+	parts := []part{{"kvstore", st.Kvstore}, {"container runtime", st.ContainerRuntime}}
+	if k := st.Kubernetes; k != nil && needK8s {
+		parts = append(parts, part{"kubernetes", &api.Status{State: k.State, Msg: k.Msg}})
 	}
-	for _, f := range []string{
-		check("kvstore", st.Kvstore),
-		check("container runtime", st.ContainerRuntime),
-		check("kubernetes", k8s),
-		check("cni", st.CNIFile),
-		check("cilium", st.Cilium),
-	} {
-		if f != "" {
-			return f
+	parts = append(parts, part{"cni", st.CNIFile}, part{"cilium", st.Cilium})
+	for _, p := range parts {
+		if p.s != nil && p.s.State == api.StateFailure {
+			return p.name + ": " + p.s.Msg
 		}
 	}
 	return ""
