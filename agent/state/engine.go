@@ -11,6 +11,7 @@ package state
 
 import (
 	"iter"
+	"slices"
 	"sort"
 	"sync"
 )
@@ -29,6 +30,7 @@ type tableMeta interface {
 	Name() string
 	Len() int
 	Initialized() (bool, <-chan struct{})
+	notify()
 }
 
 // New returns an empty DB.
@@ -50,8 +52,11 @@ type TableInfo struct {
 
 // Tables lists all tables in the order of their creation.
 func (db *DB) Tables() []TableInfo {
-	out := make([]TableInfo, 0, len(db.tables))
-	for _, t := range db.tables {
+	db.mu.RLock()
+	tables := slices.Clone(db.tables)
+	db.mu.RUnlock()
+	out := make([]TableInfo, 0, len(tables))
+	for _, t := range tables {
 		ok, _ := t.Initialized()
 		out = append(out, TableInfo{Name: t.Name(), Rows: t.Len(), Initialized: ok})
 	}
@@ -62,7 +67,13 @@ func (db *DB) Tables() []TableInfo {
 // use. Nothing is visible to readers before Commit, then all of it at once.
 type WriteTxn struct {
 	db  *DB
-	ops []func(rev Revision) (notify func())
+	ops []operation
+}
+
+// operation is one buffered change. do says whether it changed anything.
+type operation struct {
+	table tableMeta
+	do    func(rev Revision) bool
 }
 
 // WriteTxn starts a transaction. It holds no lock, so it may be dropped without Commit.
@@ -72,29 +83,28 @@ func (db *DB) WriteTxn() *WriteTxn { return &WriteTxn{db: db} }
 // is empty afterwards and may be used again.
 func (w *WriteTxn) Commit() Revision {
 	w.db.mu.Lock()
+	defer w.db.mu.Unlock()
 	if len(w.ops) == 0 {
-		defer w.db.mu.Unlock()
 		return w.db.rev
 	}
 	w.db.rev++
-	rev := w.db.rev
-	var wake []func()
+	changed := map[tableMeta]struct{}{}
 	for _, op := range w.ops {
-		if n := op(rev); n != nil {
-			wake = append(wake, n)
+		if op.do(w.db.rev) {
+			changed[op.table] = struct{}{}
 		}
 	}
-	for _, n := range wake {
-		n()
+	for t := range changed {
+		t.notify()
 	}
 	w.ops = nil
-	w.db.mu.Unlock()
-	return rev
+	return w.db.rev
 }
 
 type entry[R any] struct {
 	row     R
 	rev     Revision
+	seq     uint64 // of the log entry that tells of this state
 	deleted bool
 }
 
@@ -105,8 +115,9 @@ type Table[K comparable, R any] struct {
 	key     func(R) K
 	rows    map[K]entry[R]
 	live    int
-	log     []logEntry[K] // ascending by revision; an entry is stale when rows[key].rev differs
-	stale   int
+	log     []logEntry[K] // ascending; an entry is stale when rows[key].seq differs
+	seq     uint64
+	limit   int // length of log at which it is compacted
 	cursors map[*Cursor[K, R]]struct{}
 	indexes []*index[K, R]
 	watch   chan struct{}
@@ -117,7 +128,11 @@ type Table[K comparable, R any] struct {
 type logEntry[K comparable] struct {
 	key K
 	rev Revision
+	seq uint64
 }
+
+// logSlack is how far the log may grow beyond twice what it must hold.
+const logSlack = 64
 
 type index[K comparable, R any] struct {
 	name string
@@ -140,7 +155,9 @@ func NewTable[K comparable, R any](db *DB, name string, key func(R) K, indexes .
 		watch:   make(chan struct{}),
 		pending: map[string]struct{}{},
 		ready:   make(chan struct{}),
+		limit:   logSlack,
 	}
+	close(t.ready) // until a source registers
 	for _, ix := range indexes {
 		t.indexes = append(t.indexes, &index[K, R]{name: ix.Name, of: ix.Of, keys: map[string]map[K]struct{}{}})
 	}
@@ -162,29 +179,26 @@ func (t *Table[K, R]) Len() int {
 
 // Insert puts row, replacing the row of the same key.
 func (t *Table[K, R]) Insert(w *WriteTxn, row R) {
-	w.ops = append(w.ops, func(rev Revision) func() {
+	w.ops = append(w.ops, operation{t, func(rev Revision) bool {
 		t.put(t.key(row), entry[R]{row: row, rev: rev})
-		return t.notify
-	})
+		return true
+	}})
 }
 
 // Delete removes the row of key; a missing row is no error.
 func (t *Table[K, R]) Delete(w *WriteTxn, key K) {
-	w.ops = append(w.ops, func(rev Revision) func() {
+	w.ops = append(w.ops, operation{t, func(rev Revision) bool {
 		old, ok := t.rows[key]
 		if !ok || old.deleted {
-			return nil
+			return false
 		}
 		t.put(key, entry[R]{row: old.row, rev: rev, deleted: true})
-		return t.notify
-	})
+		return true
+	}})
 }
 
 func (t *Table[K, R]) put(key K, e entry[R]) {
 	old, had := t.rows[key]
-	if had {
-		t.stale++
-	}
 	if had && !old.deleted {
 		t.live--
 		for _, ix := range t.indexes {
@@ -207,9 +221,11 @@ func (t *Table[K, R]) put(key K, e entry[R]) {
 			}
 		}
 	}
+	t.seq++
+	e.seq = t.seq
 	t.rows[key] = e
-	t.log = append(t.log, logEntry[K]{key: key, rev: e.rev})
-	if t.stale > 64 && t.stale*2 > len(t.log) {
+	t.log = append(t.log, logEntry[K]{key: key, rev: e.rev, seq: e.seq})
+	if len(t.log) >= t.limit {
 		t.compact()
 	}
 }
@@ -224,7 +240,7 @@ func (t *Table[K, R]) compact() {
 	for _, l := range t.log {
 		e := t.rows[l.key]
 		switch {
-		case e.rev != l.rev:
+		case e.seq != l.seq:
 		case e.deleted && l.rev <= low:
 			delete(t.rows, l.key)
 		default:
@@ -233,7 +249,7 @@ func (t *Table[K, R]) compact() {
 	}
 	clear(t.log[len(kept):])
 	t.log = kept
-	t.stale = 0
+	t.limit = 2*len(kept) + logSlack
 }
 
 func (t *Table[K, R]) notify() {
@@ -300,19 +316,22 @@ func (t *Table[K, R]) Watch() <-chan struct{} {
 // ready until the returned function's transaction commits.
 func (t *Table[K, R]) RegisterInitializer(source string) func(w *WriteTxn) {
 	t.db.mu.Lock()
+	if len(t.pending) == 0 {
+		t.ready = make(chan struct{})
+	}
 	t.pending[source] = struct{}{}
 	t.db.mu.Unlock()
 	return func(w *WriteTxn) {
-		w.ops = append(w.ops, func(Revision) func() {
+		w.ops = append(w.ops, operation{t, func(Revision) bool {
 			if _, ok := t.pending[source]; !ok {
-				return nil
+				return false
 			}
 			delete(t.pending, source)
 			if len(t.pending) == 0 {
 				close(t.ready)
 			}
-			return t.notify
-		})
+			return true
+		}})
 	}
 }
 
@@ -370,11 +389,7 @@ func (c *Cursor[K, R]) Next() ([]Change[K, R], <-chan struct{}) {
 	var out []Change[K, R]
 	for _, l := range t.log[i:] {
 		e := t.rows[l.key]
-		if e.rev != l.rev || (first && e.deleted) {
-			continue
-		}
-		// A key written twice in one commit has two log entries of one revision.
-		if n := len(out); n > 0 && out[n-1].Key == l.key && out[n-1].Revision == l.rev {
+		if e.seq != l.seq || (first && e.deleted) {
 			continue
 		}
 		out = append(out, Change[K, R]{Key: l.key, Row: e.row, Deleted: e.deleted, Revision: l.rev})
