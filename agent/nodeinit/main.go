@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nodeinit
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+)
+
+// Steps lists the names that Main knows.
+const Steps = "mount-bpffs, mount-cgroup, install-cni, clean-state"
+
+// Main runs one step, `lash-agent init STEP [flags]`, and returns the exit code. cleanKernel
+// removes what Lash has put into the kernel, given the BPF file system's mount point.
+func Main(ctx context.Context, args []string, out, errw io.Writer, cleanKernel func(ctx context.Context, bpfRoot string) error) int {
+	if len(args) == 0 {
+		fmt.Fprintf(errw, "Error: init needs a step: %s\n", Steps)
+		return 2
+	}
+	step, rest := args[0], args[1:]
+	fl := flag.NewFlagSet("init "+step, flag.ContinueOnError)
+	fl.SetOutput(errw)
+	var run func() (string, error)
+	say := func(done bool, yes, no string, err error) (string, error) {
+		if done {
+			return yes, err
+		}
+		return no, err
+	}
+	switch step {
+	case "mount-bpffs":
+		path := fl.String("path", "/sys/fs/bpf", "where the BPF file system has to be")
+		run = func() (string, error) {
+			done, err := MountBPF(*path)
+			return say(done, "mounted bpffs at "+*path, "bpffs is mounted at "+*path, err)
+		}
+	case "mount-cgroup":
+		path := fl.String("path", "/run/cilium/cgroupv2", "where the cgroup2 hierarchy has to be")
+		host := fl.String("host-cgroup", "/host/sys/fs/cgroup", "the node's /sys/fs/cgroup")
+		run = func() (string, error) {
+			done, err := MountCgroup(*path, *host)
+			return say(done, "bound the node's cgroup2 hierarchy at "+*path, "cgroup2 is mounted at "+*path, err)
+		}
+	case "install-cni":
+		from := fl.String("from", "/opt/lash/bin/lash-cni", "the CNI plugin in this image")
+		to := fl.String("to", "/host/opt/cni/bin/cilium-cni", "where it goes on the node")
+		run = func() (string, error) {
+			done, err := InstallCNI(*from, *to)
+			return say(done, "wrote "+*to, *to+" is up to date", err)
+		}
+	case "clean-state":
+		bpfRoot := fl.String("bpf-root", "/sys/fs/bpf", "the node's BPF file system")
+		conf := fl.String("cni-conf", "/host/etc/cni/net.d/05-cilium.conflist", "CNI configuration to remove")
+		plugin := fl.String("cni-plugin", "/host/opt/cni/bin/cilium-cni", "CNI plugin to remove")
+		run = func() (string, error) {
+			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Folders: []string{"/run/lash", "/var/run/cilium"}}
+			err := Clean(ctx, t, func(ctx context.Context) error { return cleanKernel(ctx, *bpfRoot) })
+			return "removed programs, maps, devices, routes and files of Lash", err
+		}
+	default:
+		fmt.Fprintf(errw, "Error: unknown init step %q, known: %s\n", step, Steps)
+		return 2
+	}
+	if err := fl.Parse(rest); err != nil {
+		return 2
+	}
+	if fl.NArg() > 0 {
+		fmt.Fprintf(errw, "Error: init %s takes no argument %q\n", step, fl.Arg(0))
+		return 2
+	}
+	msg, err := run()
+	if err != nil {
+		fmt.Fprintln(errw, "Error: "+err.Error())
+		return 1
+	}
+	fmt.Fprintln(out, msg)
+	return 0
+}
