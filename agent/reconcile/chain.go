@@ -34,7 +34,7 @@ type runner interface {
 	deletes(ctx context.Context, now time.Time)
 	troubled() bool
 	end(ready bool)
-	nextRetry() time.Time
+	nextRetry(now time.Time) time.Time
 }
 
 type loopRunner[K comparable, V any] struct {
@@ -186,7 +186,7 @@ func (c *Chain) pass(ctx context.Context, stages []runner, now time.Time, loaded
 	allSynced := ready
 	for i, s := range stages {
 		s.end(ready)
-		if at := s.nextRetry(); !at.IsZero() && (retryAt.IsZero() || at.Before(retryAt)) {
+		if at := s.nextRetry(now); !at.IsZero() && (retryAt.IsZero() || at.Before(retryAt)) {
 			retryAt = at
 		}
 		st := c.stages[i].Status()

@@ -400,10 +400,14 @@ func (l *Loop[K, V]) finish(reqs []*request[K], ready bool) {
 	}
 }
 
-// nextRetry returns when the first failed key is due, zero when none is.
-func (l *Loop[K, V]) nextRetry() time.Time {
+// nextRetry returns when the first failed key is due, zero when none is. Keys that were due in
+// this pass and are still there wait for something else: another stage or a source.
+func (l *Loop[K, V]) nextRetry(now time.Time) time.Time {
 	var at time.Time
 	for _, f := range l.failed {
+		if !f.at.After(now) {
+			continue
+		}
 		if at.IsZero() || f.at.Before(at) {
 			at = f.at
 		}
