@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package status collects what can be known about the network of a cluster from outside: the
+// workloads and pods that it consists of, what each agent says of itself, how many pods it
+// serves, and what is wrong, with cause, evidence and next step. It prints nothing.
+//
+//	API server --lists--+
+//	                    +--> Status --> lash status (text, JSON)
+//	agents ----exec-----+
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+
+	"lash.internal/lash/agent/api"
+)
+
+// Names of the workloads that the network consists of.
+const (
+	Agent       = "cilium"
+	Operator    = "cilium-operator"
+	Envoy       = "cilium-envoy"
+	Relay       = "hubble-relay"
+	UI          = "hubble-ui"
+	ClusterMesh = "clustermesh-apiserver"
+)
+
+// agentContainer is the container that the in-pod commands run in.
+const agentContainer = "cilium-agent"
+
+// part is a workload of the network and the labels of its pods.
+type part struct {
+	name, kind string
+	selectors  []string
+	required   bool
+}
+
+var parts = []part{
+	{name: Agent, kind: "DaemonSet", selectors: []string{"k8s-app=cilium"}, required: true},
+	{name: Envoy, kind: "DaemonSet", selectors: []string{"name=cilium-envoy"}},
+	{name: Operator, kind: "Deployment", selectors: []string{"io.cilium/app=operator", "name=cilium-operator"}},
+	{name: Relay, kind: "Deployment", selectors: []string{"k8s-app=hubble-relay"}},
+	{name: UI, kind: "Deployment", selectors: []string{"k8s-app=hubble-ui"}},
+	{name: ClusterMesh, kind: "Deployment", selectors: []string{"k8s-app=clustermesh-apiserver"}},
+}
+
+// Exec runs a command in a container and returns what it printed.
+type Exec func(ctx context.Context, namespace, pod, container string, command ...string) (stdout, stderr []byte, err error)
+
+// Collector knows where to look.
+type Collector struct {
+	Client    kubernetes.Interface
+	Dynamic   dynamic.Interface
+	Exec      Exec
+	Namespace string
+	Release   string // Helm release
+	Workers   int    // agents asked at a time; 0 means 5
+	// ExecTimeout bounds the question to one agent; 0 means 10 s.
+	ExecTimeout time.Duration
+}
+
+// Problem is something that is wrong, or that the user should know.
+type Problem struct {
+	Message  string `json:"message"`
+	Evidence string `json:"evidence,omitempty"` // what shows it
+	Next     string `json:"next,omitempty"`     // what to do about it
+}
+
+// Problems are those of one pod, or of the workload as a whole.
+type Problems struct {
+	Errors   []Problem `json:"Errors"`
+	Warnings []Problem `json:"Warnings"`
+	Disabled bool      `json:"Disabled"`
+}
+
+// PodState counts the pods of one workload.
+type PodState struct {
+	Type        string `json:"Type"` // DaemonSet, Deployment
+	Desired     int    `json:"Desired"`
+	Ready       int    `json:"Ready"`
+	Available   int    `json:"Available"`
+	Unavailable int    `json:"Unavailable"`
+}
+
+// PodsCount counts the pods that need a network, and those that have ours.
+type PodsCount struct {
+	All      int `json:"all"`
+	ByCilium int `json:"by_cilium"`
+}
+
+// Status is the whole picture. Maps are by workload, then by pod, image or phase.
+type Status struct {
+	ImageCount       map[string]map[string]int      `json:"image_count"`
+	PhaseCount       map[string]map[string]int      `json:"phase_count"`
+	PodState         map[string]PodState            `json:"pod_state"`
+	PodsCount        PodsCount                      `json:"pods_count"`
+	CiliumStatus     map[string]*api.StatusResponse `json:"cilium_status"`
+	CiliumEndpoints  map[string][]api.Endpoint      `json:"cilium_endpoints"`
+	Errors           map[string]map[string]Problems `json:"errors"`
+	CollectionErrors []string                       `json:"collection_errors"`
+	HelmChartVersion string                         `json:"helm_chart_version,omitempty"`
+	AppVersion       string                         `json:"app_version,omitempty"`
+	ConfigErrors     []string                       `json:"config_errors"`
+	// NetworkPolicies is the number of NetworkPolicy objects of the cluster.
+	NetworkPolicies int `json:"network_policies"`
+	// Code is the exit code that goes with the status.
+	Code int `json:"code"`
+
+	mu sync.Mutex
+}
+
+func (s *Status) problems(workload, pod string, change func(*Problems)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Errors[workload] == nil {
+		s.Errors[workload] = map[string]Problems{}
+	}
+	p := s.Errors[workload][pod]
+	change(&p)
+	s.Errors[workload][pod] = p
+}
+
+func (s *Status) addError(workload, pod string, p Problem) {
+	s.problems(workload, pod, func(x *Problems) {
+		if !slices.Contains(x.Errors, p) {
+			x.Errors = append(x.Errors, p)
+		}
+	})
+}
+
+func (s *Status) addWarning(workload, pod string, p Problem) {
+	s.problems(workload, pod, func(x *Problems) {
+		if !slices.Contains(x.Warnings, p) {
+			x.Warnings = append(x.Warnings, p)
+		}
+	})
+}
+
+// Count sums up the problems of one workload, or of all for an empty name.
+func (s *Status) Count(workload string) (errors, warnings int, disabled bool) {
+	for w, pods := range s.Errors {
+		if workload != "" && w != workload {
+			continue
+		}
+		for _, p := range pods {
+			errors += len(p.Errors)
+			warnings += len(p.Warnings)
+			disabled = disabled || p.Disabled
+		}
+	}
+	return errors, warnings, disabled
+}
+
+// OK says whether nothing is wrong. Warnings count only when asked for.
+func (s *Status) OK(warningsToo bool) bool {
+	e, w, _ := s.Count("")
+	return e == 0 && len(s.CollectionErrors) == 0 && (w == 0 || !warningsToo)
+}
+
+// gather is the state of one collection: the lists, and the result.
+type gather struct {
+	*Collector
+	out         *Status
+	daemonSets  []appsv1.DaemonSet
+	deployments []appsv1.Deployment
+	pods        []corev1.Pod // of the namespace
+}
+
+var endpointsResource = schema.GroupVersionResource{Group: "cilium.io", Version: "v2", Resource: "ciliumendpoints"}
+
+// Collect asks the API server and every running agent. The error is that of an API server that
+// cannot be asked at all; everything else is in the result.
+func (c *Collector) Collect(ctx context.Context) (*Status, error) {
+	g := &gather{Collector: c, out: &Status{
+		ImageCount: map[string]map[string]int{}, PhaseCount: map[string]map[string]int{},
+		PodState: map[string]PodState{}, CiliumStatus: map[string]*api.StatusResponse{},
+		CiliumEndpoints: map[string][]api.Endpoint{}, Errors: map[string]map[string]Problems{},
+		CollectionErrors: []string{}, ConfigErrors: []string{},
+	}}
+	// The agents are asked as soon as the pods of the namespace are known; the other lists are
+	// read meanwhile.
+	var asked sync.WaitGroup
+	needed := parallel(
+		func() error {
+			l, err := c.Client.AppsV1().DaemonSets(c.Namespace).List(ctx, metav1.ListOptions{})
+			if err == nil {
+				g.daemonSets = l.Items
+			}
+			return err
+		},
+		func() error {
+			l, err := c.Client.AppsV1().Deployments(c.Namespace).List(ctx, metav1.ListOptions{})
+			if err == nil {
+				g.deployments = l.Items
+			}
+			return err
+		},
+		func() error {
+			l, err := c.Client.CoreV1().Pods(c.Namespace).List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			g.pods = l.Items
+			asked.Go(func() { g.agents(ctx) })
+			return nil
+		},
+		func() error { g.optional(ctx); return nil },
+	)
+	asked.Wait()
+	if needed != nil {
+		return nil, needed
+	}
+	g.workloads()
+	g.podProblems(ctx)
+	g.dropEchoes()
+	g.warnings()
+	if !g.out.OK(false) {
+		g.out.Code = 1
+	}
+	return g.out, nil
+}
+
+// parallel runs all functions at once and returns the first error in their order.
+func parallel(fs ...func() error) error {
+	errs := make([]error, len(fs))
+	var wg sync.WaitGroup
+	for i, f := range fs {
+		wg.Go(func() { errs[i] = f() })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// optional reads what the picture can do without: a failure is reported in it.
+func (g *gather) optional(ctx context.Context) {
+	var mu sync.Mutex
+	failed := func(what string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		g.out.CollectionErrors = append(g.out.CollectionErrors, fmt.Sprintf("%s: %v", what, err))
+	}
+	_ = parallel(
+		func() error {
+			// Pods with a network of their own that have not ended.
+			l, err := g.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
+			if err != nil {
+				failed("listing pods", err)
+				return nil
+			}
+			for _, p := range l.Items {
+				if !p.Spec.HostNetwork && (p.Status.Phase == corev1.PodRunning || p.Status.Phase == corev1.PodPending) {
+					g.out.PodsCount.All++
+				}
+			}
+			return nil
+		},
+		func() error {
+			l, err := g.Dynamic.Resource(endpointsResource).List(ctx, metav1.ListOptions{})
+			switch {
+			case err == nil:
+				g.out.PodsCount.ByCilium = len(l.Items)
+			case !apierrors.IsNotFound(err) && !meta.IsNoMatchError(err):
+				failed("listing CiliumEndpoints", err)
+			}
+			return nil
+		},
+		func() error {
+			l, err := g.Client.NetworkingV1().NetworkPolicies("").List(ctx, metav1.ListOptions{Limit: 1})
+			if err != nil {
+				failed("listing NetworkPolicies", err)
+				return nil
+			}
+			g.out.NetworkPolicies = len(l.Items)
+			if l.RemainingItemCount != nil {
+				g.out.NetworkPolicies += int(*l.RemainingItemCount)
+			}
+			return nil
+		},
+		func() error {
+			chart, app, err := releaseVersion(ctx, g.Client, g.Namespace, g.Release)
+			if err != nil {
+				failed("reading the Helm release "+g.Release, err)
+				return nil
+			}
+			g.out.HelmChartVersion, g.out.AppVersion = chart, app
+			return nil
+		},
+		func() error { g.configNotes(ctx); return nil },
+	)
+	slices.Sort(g.out.CollectionErrors)
+}
+
+// configNotes reads the notes that the installation left on the configuration.
+func (g *gather) configNotes(ctx context.Context) {
+	cm, err := g.Client.CoreV1().ConfigMaps(g.Namespace).Get(ctx, "cilium-config", metav1.GetOptions{})
+	if err != nil {
+		return // the missing agent says it
+	}
+	for k, v := range cm.Annotations {
+		if len(k) >= len("config.cilium.io") && k[:len("config.cilium.io")] == "config.cilium.io" {
+			g.out.ConfigErrors = append(g.out.ConfigErrors, v)
+		}
+	}
+	slices.Sort(g.out.ConfigErrors)
+}
+
+// agents asks every running agent for its status and its endpoints.
+func (g *gather) agents(ctx context.Context) {
+	workers := g.Workers
+	if workers <= 0 {
+		workers = 5
+	}
+	limit := g.ExecTimeout
+	if limit <= 0 {
+		limit = 10 * time.Second
+	}
+	slots := make(chan struct{}, workers)
+	var wg sync.WaitGroup
+	for i := range g.pods {
+		p := &g.pods[i]
+		if workloadOf(p) != Agent || p.Status.Phase != corev1.PodRunning || !containerRuns(p, agentContainer) {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, limit)
+			defer cancel()
+			_ = parallel(
+				func() error { g.agentStatus(ctx, p.Name); return nil },
+				func() error { g.agentEndpoints(ctx, p.Name); return nil },
+			)
+		})
+	}
+	wg.Wait()
+}
+
+// ask runs an in-pod command and decodes its JSON output. The output counts even when the command
+// says by its exit code that the agent is not healthy.
+func (g *gather) ask(ctx context.Context, pod string, out any, command ...string) error {
+	stdout, stderr, err := g.Exec(ctx, g.Namespace, pod, agentContainer, command...)
+	if derr := json.Unmarshal(stdout, out); derr == nil {
+		return nil
+	} else if err == nil {
+		return fmt.Errorf("decode answer: %w", derr)
+	}
+	if text := lastLine(stderr); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+func (g *gather) agentStatus(ctx context.Context, pod string) {
+	st := &api.StatusResponse{}
+	if err := g.ask(ctx, pod, st, "cilium", "status", "-o", "json"); err != nil {
+		g.out.addError(Agent, pod, Problem{
+			Message:  "the agent does not answer",
+			Evidence: err.Error(),
+			Next:     fmt.Sprintf("kubectl -n %s logs %s -c %s", g.Namespace, pod, agentContainer),
+		})
+		return
+	}
+	g.out.mu.Lock()
+	g.out.CiliumStatus[pod] = st
+	g.out.mu.Unlock()
+	g.judgeAgent(pod, st)
+}
+
+// judgeAgent turns what an agent says of itself into problems.
+func (g *gather) judgeAgent(pod string, st *api.StatusResponse) {
+	next := fmt.Sprintf("kubectl -n %s exec %s -- cilium status --verbose", g.Namespace, pod)
+	judge := func(name string, s *api.Status) {
+		if s == nil {
+			return
+		}
+		p := Problem{Message: fmt.Sprintf("%s: %s", name, s.Msg), Next: next}
+		switch s.State {
+		case api.StateFailure:
+			g.out.addError(Agent, pod, p)
+		case api.StateWarning:
+			g.out.addWarning(Agent, pod, p)
+		}
+	}
+	judge("agent", st.Cilium)
+	judge("CNI configuration", st.CNIFile)
+	judge("kvstore", st.Kvstore)
+	if k := st.Kubernetes; k != nil {
+		judge("kubernetes", &api.Status{State: k.State, Msg: k.Msg})
+	}
+	if st.Cluster != nil {
+		judge("cluster health", st.Cluster.CiliumHealth)
+	}
+	if h := st.Hubble; h != nil {
+		judge("hubble", &api.Status{State: h.State, Msg: h.Msg})
+	}
+	for _, c := range st.Controllers {
+		s := c.Status
+		if s.ConsecutiveFailureCount == 0 {
+			continue
+		}
+		since := "its start"
+		if !s.LastSuccessTimestamp.IsZero() {
+			since = time.Since(s.LastSuccessTimestamp).Truncate(time.Second).String()
+		}
+		g.out.addError(Agent, pod, Problem{
+			Message: fmt.Sprintf("controller %s is failing since %s (%dx): %s", c.Name, since, s.ConsecutiveFailureCount, s.LastFailureMsg),
+			Next:    next,
+		})
+	}
+}
+
+func (g *gather) agentEndpoints(ctx context.Context, pod string) {
+	var eps []api.Endpoint
+	if err := g.ask(ctx, pod, &eps, "cilium", "endpoint", "list", "-o", "json"); err != nil {
+		return // an agent that does not answer is reported by its status
+	}
+	g.out.mu.Lock()
+	g.out.CiliumEndpoints[pod] = eps
+	g.out.mu.Unlock()
+	notReady := 0
+	for _, ep := range eps {
+		if ep.Status == nil || ep.Status.State != "ready" {
+			notReady++
+		}
+	}
+	if notReady > 0 {
+		g.out.addWarning(Agent, pod, Problem{
+			Message: fmt.Sprintf("%d endpoints are not ready", notReady),
+			Next:    fmt.Sprintf("kubectl -n %s exec %s -- cilium endpoint list", g.Namespace, pod),
+		})
+	}
+}
+
+// warnings adds what is right but not what a user may expect.
+func (g *gather) warnings() {
+	if n := g.out.NetworkPolicies; n > 0 {
+		what := "NetworkPolicies exist and are"
+		if n == 1 {
+			what = "NetworkPolicy exists and is"
+		}
+		g.out.addWarning(Agent, "", Problem{
+			Message: fmt.Sprintf("%d %s not enforced: this version has no network policy", n, what),
+			Next:    "kubectl get networkpolicies -A",
+		})
+	}
+}
