@@ -127,4 +127,7 @@ and measures it. What it installs keeps Cilium's names, so manifests, values and
 }
 
 // commands is the tree, in the order of --help.
-var commands = []func(World) *cobra.Command{}
+var commands = []func(World) *cobra.Command{
+	newStatus,
+	newIdentity,
+}
