@@ -75,6 +75,8 @@ type Error struct {
 	Code    uint   `json:"code"`
 	Message string `json:"message"`
 	Details string `json:"details,omitempty"`
+	// Wait says that the plugin itself may ask again in a moment.
+	Wait bool `json:"wait,omitempty"`
 }
 
 func (e *Error) Error() string { return e.Message }
