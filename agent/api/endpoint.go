@@ -177,7 +177,7 @@ type BPFMap struct {
 	KeySize    int64      `json:"key-size,omitempty"`
 	ValueSize  int64      `json:"value-size,omitempty"`
 	MaxEntries int64      `json:"max-entries"`
-	Entries    int64      `json:"entries"` // counted
+	Entries    int64      `json:"entries"` // -1: not counted
 	Cache      []MapEntry `json:"cache,omitempty"`
 }
 
@@ -186,4 +186,12 @@ type MapEntry struct {
 	Key    string            `json:"key"`
 	Value  string            `json:"value"`
 	Fields map[string]string `json:"fields,omitempty"`
+}
+
+// TrafficCount is one counter of the datapath, summed over the CPUs.
+type TrafficCount struct {
+	Reason  string // text of a drop reason; empty for forwarded packets
+	Ingress bool
+	Packets uint64
+	Bytes   uint64
 }

@@ -87,18 +87,12 @@ var tracePoints = []string{
 // traceStates are the words of enum trace_reason.
 var traceStates = []string{"new", "established", "reply", "related", "reopened", "unknown"}
 
-// files are the words of enum src_file.
-var files = []string{"", "tc.c", "parse.h", "flow.h", "nat.h", "lb.h", "fwd.h", "icmp.h", "frag.h"}
-
 func word(list []string, i uint8, other string) string {
 	if int(i) < len(list) {
 		return list[i]
 	}
 	return fmt.Sprintf("%s-%d", other, i)
 }
-
-// FileName names the source file of a drop by its number.
-func FileName(i uint8) string { return word(files, i, "file") }
 
 // Event turns a record into an event, without names from the tables.
 func (r Record) Event() api.MonitorEvent {
@@ -114,9 +108,9 @@ func (r Record) Event() api.MonitorEvent {
 	case typeDrop:
 		ev.Type = api.MonitorDrop
 		ev.ReasonCode = r.Subtype
-		ev.Reason = DropReason(r.Subtype)
+		ev.Reason = api.DropReason(r.Subtype)
 		ev.Line = r.Line
-		ev.File = FileName(r.File)
+		ev.File = api.SourceFile(r.File)
 	case typeTrace:
 		ev.Type = api.MonitorTrace
 		ev.ObservationPoint = word(tracePoints, r.Subtype, "point")

@@ -17,14 +17,6 @@ import (
 	"lash.internal/lash/agent/state"
 )
 
-// TrafficCount is one counter of the datapath's metrics map, summed over the CPUs.
-type TrafficCount struct {
-	Reason  string // text of a drop reason; empty for forwarded packets
-	Ingress bool
-	Packets uint64
-	Bytes   uint64
-}
-
 // metrics holds the registry of one agent. Collectors read the tables when they are scraped, so
 // no code elsewhere keeps gauges up to date.
 type metrics struct {
@@ -257,7 +249,7 @@ func (c *tableCollector) collectTraffic(ch chan<- prometheus.Metric, counter fun
 		reason string
 		in     bool
 	}
-	sum := map[key]TrafficCount{}
+	sum := map[key]api.TrafficCount{}
 	for _, t := range counts {
 		k := key{t.Reason, t.Ingress}
 		x := sum[k]

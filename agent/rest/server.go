@@ -83,7 +83,7 @@ type Sources struct {
 	Maps            MapSource
 	Events          EventSource
 	// Traffic reads the datapath's counters.
-	Traffic func() ([]TrafficCount, error)
+	Traffic func() ([]api.TrafficCount, error)
 	CNI     http.Handler // of /v1/cni/
 	Log     *slog.Logger
 }

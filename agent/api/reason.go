@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package flow
+package api
 
 import "fmt"
 
@@ -61,4 +61,15 @@ func DropReason(code uint8) string {
 		return s
 	}
 	return fmt.Sprintf("reason %d", code)
+}
+
+// sourceFiles are the files of the datapath that drops are counted for, by number.
+var sourceFiles = []string{"", "tc.c", "parse.h", "flow.h", "nat.h", "lb.h", "fwd.h", "icmp.h", "frag.h"}
+
+// SourceFile names the source file of a drop by its number; 0 is no file.
+func SourceFile(n uint8) string {
+	if int(n) < len(sourceFiles) {
+		return sourceFiles[n]
+	}
+	return fmt.Sprintf("file %d", n)
 }
