@@ -130,6 +130,9 @@ func labelSet(in []string) labels.Set {
 func labelsHash(in []string) string {
 	h := sha256.New()
 	for _, l := range in {
+		if !strings.Contains(l, "=") {
+			l += "="
+		}
 		h.Write([]byte(l + ";"))
 	}
 	return hex.EncodeToString(h.Sum(nil))

@@ -30,10 +30,13 @@ var reserved = map[state.IdentityID][]string{
 	state.IdentityWorldIPv6:     {"reserved:world-ipv6"},
 }
 
-// LabelsHash is the SHA-256 of a sorted label list, each label followed by ";".
+// LabelsHash is the SHA-256 of a sorted label list, each label as "source:key=value;".
 func LabelsHash(labels []string) string {
 	h := sha256.New()
 	for _, l := range labels {
+		if !strings.Contains(l, "=") {
+			l += "="
+		}
 		h.Write([]byte(l + ";"))
 	}
 	return hex.EncodeToString(h.Sum(nil))

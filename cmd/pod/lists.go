@@ -28,6 +28,10 @@ func newIdentity(a *app) *cobra.Command {
 			}
 			if refs {
 				ids = slices.DeleteFunc(ids, func(i api.Identity) bool { return i.RefCount == 0 })
+			} else {
+				for i := range ids {
+					ids[i].RefCount = 0
+				}
 			}
 			if done, err := out.print(a.w.Out, ids); done {
 				return err

@@ -4,6 +4,7 @@ package pod
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -75,20 +76,17 @@ func writeStatus(w io.Writer, st *api.StatusResponse, d details, now time.Time) 
 	if h := st.Hubble; h != nil {
 		row("Hubble", "%s\t%s", h.State, h.Msg)
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	// The blocks of the long form stand between the rows and have columns of their own.
 	if d.kpr && st.KubeProxyReplacement != nil {
-		if err := writeKPR(w, st.KubeProxyReplacement); err != nil {
+		if err := errors.Join(t.Flush(), writeKPR(w, st.KubeProxyReplacement)); err != nil {
 			return err
 		}
 	}
 	if d.maps && st.BPFMaps != nil {
-		if err := writeMaps(w, st.BPFMaps); err != nil {
+		if err := errors.Join(t.Flush(), writeMaps(w, st.BPFMaps)); err != nil {
 			return err
 		}
 	}
-	t = table(w, 2)
 	if e := st.Encryption; e != nil {
 		fmt.Fprintf(t, "Encryption:\t%s\t%s\n", e.Mode, e.Msg)
 	}

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pod
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/rest"
+	"lash.internal/lash/agent/state"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// tables is a node with one pod of its own, one elsewhere, and two Services.
+func tables() *state.Tables {
+	t := state.NewTables()
+	w := t.DB.WriteTxn()
+	labels := []string{
+		"k8s:app=backend1", "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=default",
+		"k8s:io.cilium.k8s.policy.cluster=kubernetes", "k8s:io.cilium.k8s.policy.serviceaccount=default",
+		"k8s:io.kubernetes.pod.namespace=default",
+	}
+	t.Identities.Insert(w, state.Identity{ID: 6040, Labels: labels})
+	t.Nodes.Insert(w, state.Node{
+		Name: "n1", Local: true, InternalIPs: []netip.Addr{addr("172.18.0.2"), addr("fc00::2")},
+		RouterIPs: []netip.Addr{addr("10.244.1.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
+	})
+	t.Nodes.Insert(w, state.Node{Name: "n2", InternalIPs: []netip.Addr{addr("172.18.0.3")}})
+	t.Endpoints.Insert(w, state.Endpoint{
+		ID: 12, Pod: state.Name{Namespace: "default", Name: "backend1-0"}, ContainerID: "abc", ContainerIf: "eth0",
+		IfName: "lxc0123456789ab", IfIndex: 9, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, NodeMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		IPv4: addr("10.244.1.7"), IPv6: addr("fd00:1::7"), Identity: 6040, Labels: labels, State: state.EndpointReady,
+	})
+	t.Endpoints.Insert(w, state.Endpoint{
+		ID: 13, Pod: state.Name{Namespace: "default", Name: "new"}, ContainerID: "def", ContainerIf: "eth0",
+		IPv4: addr("10.244.1.8"), State: state.EndpointWaitingForIdentity,
+	})
+	t.RemoteIPs.Insert(w, state.RemoteIP{IP: addr("10.244.2.9"), Pod: state.Name{Namespace: "default", Name: "backend1-1"}, NodeIP: addr("172.18.0.3"), Identity: 6040})
+	t.Services.Insert(w, state.Service{
+		Name: state.Name{Namespace: "default", Name: "web"}, Type: "ClusterIP", ClusterIPs: []netip.Addr{addr("10.96.0.20")},
+		Ports: []state.ServicePort{{Name: "http", Protocol: "TCP", Port: 80}, {Name: "dns", Protocol: "UDP", Port: 53}},
+	})
+	t.EndpointSlices.Insert(w, state.EndpointSlice{
+		Name: state.Name{Namespace: "default", Name: "web-1"}, Service: state.Name{Namespace: "default", Name: "web"},
+		Ports: []state.SlicePort{{Name: "http", Protocol: "TCP", Port: 8080}},
+		Endpoints: []state.SliceEndpoint{
+			{Addresses: []netip.Addr{addr("10.244.1.7")}, Ready: true, Serving: true, NodeName: "n1"},
+			{Addresses: []netip.Addr{addr("10.244.2.9")}, Serving: true, Terminating: true, NodeName: "n2"},
+			{Addresses: []netip.Addr{addr("10.244.2.10")}},
+		},
+	})
+	t.Devices.Insert(w, state.Device{
+		Name: "eth0", Index: 2, DirectRouting: true,
+		Addrs: []netip.Prefix{netip.MustParsePrefix("172.18.0.2/16"), netip.MustParsePrefix("fe80::1/64")},
+	})
+	w.Commit()
+	return t
+}
+
+type fakeMaps struct{}
+
+func (fakeMaps) Maps() ([]api.BPFMap, error) {
+	return []api.BPFMap{{Name: "addr", Type: "Hash", MaxEntries: 524288, Entries: 2, KeySize: 20, ValueSize: 24}, {Name: "svc", Type: "Array", MaxEntries: 65536, Entries: -1, KeySize: 4, ValueSize: 64}}, nil
+}
+
+func (fakeMaps) Map(name string) (api.BPFMap, error) {
+	m := api.BPFMap{Name: name}
+	switch name {
+	case "view:ipcache":
+		m.Cache = []api.MapEntry{
+			{Key: "0.0.0.0/0", Value: "identity=2 encryptkey=0 tunnelendpoint=0.0.0.0 flags=<none>"},
+			{Key: "10.244.2.9/32", Value: "identity=6040 encryptkey=0 tunnelendpoint=172.18.0.3 flags=hastunnel"},
+		}
+	case "view:lb":
+		m.Cache = []api.MapEntry{
+			{Key: "10.96.0.20:80/TCP (0)", Value: "0.0.0.0:0 (1) (0) [ClusterIP, non-routable]"},
+			{Key: "10.96.0.20:80/TCP (1)", Value: "10.244.1.7:8080/TCP (1) (1)"},
+		}
+	case "view:metrics":
+		m.Cache = []api.MapEntry{{Key: "x", Fields: map[string]string{
+			"reason": "Policy denied", "direction": "INGRESS", "packets": "3", "bytes": "222", "line": "77", "file": "flow.h",
+		}}}
+	case "view:ct":
+		m.Cache = []api.MapEntry{{Key: "TCP PLAIN 10.0.0.1:1 -> 10.0.0.2:80", Value: "idle=1s", Fields: map[string]string{"kind": "PLAIN"}}}
+	case "addr":
+		m.Cache = []api.MapEntry{{Key: "10.244.1.7", Value: "kind=local-endpoint"}}
+	default:
+		return m, fs.ErrNotExist
+	}
+	return m, nil
+}
+
+type fakeEvents struct{}
+
+func (fakeEvents) Ring() api.MonitorStatus {
+	return api.MonitorStatus{CPUs: 2, NPages: 512, PageSize: 4096}
+}
+
+func (fakeEvents) Subscribe(context.Context) <-chan api.MonitorEvent {
+	ch := make(chan api.MonitorEvent, 4)
+	sum := &api.PacketSummary{
+		L3: &api.Pair{Src: "10.244.1.7", Dst: "10.244.2.9"}, L4: &api.Pair{Src: "1234", Dst: "80"}, Proto: "tcp", Info: "SYN",
+		Text: "10.244.1.7:1234 -> 10.244.2.9:80 tcp SYN",
+	}
+	ch <- api.MonitorEvent{
+		Type: api.MonitorTrace, Mark: "0x1234", ObservationPoint: "to-endpoint", State: "new", Interface: "lxc0123456789ab",
+		IfIndex: 9, Source: 12, DstID: 13, SrcLabel: 6040, DstLabel: 1, Summary: sum, Time: time.Unix(1700000000, 5000).UTC(),
+		Bytes: 74, SrcPod: "default/backend1-0",
+	}
+	ch <- api.MonitorEvent{
+		Type: api.MonitorDrop, Mark: "0x99", Reason: "Policy denied", ReasonCode: 133, File: "flow.h", Line: 77,
+		IfIndex: 9, Source: 20, DstID: 21, SrcLabel: 2, DstLabel: 6040, Summary: sum,
+	}
+	ch <- api.MonitorEvent{Type: api.MonitorLost, Lost: 5}
+	close(ch)
+	return ch
+}
+
+// serve runs an agent's API on a socket of its own and returns the path.
+func serve(t *testing.T, ready error, failing string) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "a.sock")
+	now := time.Now()
+	src := rest.Sources{
+		Settings: rest.Settings{
+			NodeName: "n1", ClusterName: "kubernetes", IPv4: true, RoutingMode: "tunnel", TunnelProtocol: "vxlan",
+			KubeProxyReplacement: true, SocketLB: true, MasqueradeIPv4: true, AttachMode: "TCX",
+			Options: map[string]string{"tunnel-port": "8472", "debug": "false"},
+		},
+		Tables: tables(),
+		Ready:  func() error { return ready },
+		Kubernetes: func() api.K8sStatus {
+			return api.K8sStatus{State: api.StateOk, Msg: "1.36 (v1.36.3) [linux/amd64]", APIVersions: []string{"core/v1::Pods", "cilium/v2::CiliumNode"}}
+		},
+		IPAM: func() api.IPAMStatus {
+			return api.IPAMStatus{Status: "IPv4: 3/254 allocated from 10.244.1.0/24, ", Allocations: map[string]string{
+				"10.244.1.7": "default/backend1-0", "10.244.1.1": "router", "10.244.1.10": "default/x",
+			}}
+		},
+		CNIFile: func() api.Status {
+			return api.Status{State: api.StateOk, Msg: "successfully wrote CNI configuration file to /host/etc/cni/net.d/05-cilium.conflist"}
+		},
+		Controllers: func() []api.Controller {
+			out := []api.Controller{{Name: "addresses", Status: api.ControllerStatus{SuccessCount: 4, LastSuccessTimestamp: now.Add(-90 * time.Second)}}}
+			if failing != "" {
+				out = append(out, api.Controller{Name: "routes", Status: api.ControllerStatus{ConsecutiveFailureCount: 3, FailureCount: 3, LastFailureMsg: failing}})
+			}
+			return out
+		},
+		Maps: fakeMaps{}, Events: fakeEvents{},
+		Traffic: func() ([]api.TrafficCount, error) {
+			return []api.TrafficCount{
+				{Ingress: true, Packets: 5, Bytes: 500},
+				{Reason: "Policy denied", Ingress: true, Packets: 1, Bytes: 60},
+				{Reason: "Policy denied", Ingress: true, Packets: 2, Bytes: 162},
+			}, nil
+		},
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- rest.New(src).ListenAndServe(ctx, socket) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("server: %v", err)
+		}
+	})
+	for {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+			return socket
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			select {
+			case err := <-done:
+				t.Fatal(err)
+			default:
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func run(socket string, args ...string) (out, errOut string, code int) {
+	var o, e bytes.Buffer
+	code = Main(World{Out: &o, Err: &e, Args: args, Getenv: func(k string) string {
+		if k == api.SocketEnv {
+			return "unix://" + socket
+		}
+		return ""
+	}})
+	return o.String(), e.String(), code
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	p := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(p, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s (run with -update to accept):\n%s\nwant:\n%s", name, got, want)
+	}
+}
+
+func TestOutputs(t *testing.T) {
+	socket := serve(t, nil, "")
+	for name, cmd := range map[string]string{
+		"status":             "status",
+		"status-verbose":     "status --verbose",
+		"status-brief":       "status --brief",
+		"identity-list":      "identity list",
+		"identity-app":       "identity list k8s:app=backend1 -o json",
+		"identity-endpoints": "identity list --endpoints",
+		"identity-get":       "identity get 7",
+		"endpoint-list":      "endpoint list",
+		"endpoint-get":       "endpoint get pod-name:default/backend1-0",
+		"ip-list":            "ip list -v",
+		"service-list":       "service list",
+		"service-list-json":  "service list -o json",
+		"node-list":          "node list",
+		"map-list":           "map list",
+		"map-get":            "map get addr",
+		"bpf-ipcache":        "bpf ipcache list",
+		"bpf-ipcache-get":    "bpf ipcache get 10.244.2.9",
+		"bpf-lb":             "bpf lb list",
+		"bpf-lb-json":        "bpf lb list -o json",
+		"bpf-ct":             "bpf ct list global",
+		"bpf-metrics":        "bpf metrics list",
+		"config":             "config",
+		"metrics-drop":       "metrics list -p ^cilium_(drop|forward)",
+		"monitor":            "monitor",
+		"monitor-drop":       "monitor -t drop -n",
+		"monitor-from":       "monitor --from 12 -v",
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, errOut, code := run(socket, strings.Fields(cmd)...)
+			if strings.HasPrefix(name, "monitor") {
+				// The test's source ends by itself, which a real one does not.
+				if code != 1 || !strings.Contains(errOut, "closed the stream") {
+					t.Errorf("exit %d: %s", code, errOut)
+				}
+			} else if code != 0 {
+				t.Errorf("exit %d: %s", code, errOut)
+			}
+			golden(t, name, out)
+		})
+	}
+}
+
+func TestJSONPathGivesTheVersion(t *testing.T) {
+	out, errOut, code := run(serve(t, nil, ""), "version", "-o", "jsonpath={$.Daemon.Version}")
+	if strings.TrimSpace(out) != api.CiliumVersion || code != 0 {
+		t.Errorf("%q, exit %d: %s", out, code, errOut)
+	}
+}
+
+func TestAnUnhealthyAgentExits1(t *testing.T) {
+	socket := serve(t, errors.New("programs are not loaded"), "no such device")
+	out, _, code := run(socket, "status", "--brief")
+	if want := "error in cilium: " + api.CiliumVersion + " (Lash " + api.Version + "): programs are not loaded\n"; out != want || code != 1 {
+		t.Errorf("brief: %q, exit %d", out, code)
+	}
+	out, _, code = run(socket, "status")
+	if code != 1 || !strings.Contains(out, "Controller Status:       1/2 healthy") || !strings.Contains(out, "no such device") {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+}
+
+func TestWithoutAnAgent(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "none.sock")
+	out, _, code := run(socket, "status", "--brief")
+	if out != "cilium: daemon unreachable\n" || code != 1 {
+		t.Errorf("%q, exit %d", out, code)
+	}
+	_, errOut, code := run(socket, "endpoint", "list")
+	if !strings.Contains(errOut, "daemon unreachable") || code != 1 {
+		t.Errorf("%q, exit %d", errOut, code)
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	socket := serve(t, nil, "")
+	for cmd, want := range map[string]string{
+		"bpf nat list":             "there is no separate NAT map",
+		"bpf ct list 12":           "one connection table for all endpoints",
+		"monitor -t l7":            `no events of type "l7"`,
+		"monitor -t nonsense":      `unknown type "nonsense"`,
+		"identity get 4711":        "no identity 4711",
+		"identity get x":           `invalid identity "x"`,
+		"endpoint get 99":          "no endpoint 99",
+		"endpoint get foo:1":       `unknown endpoint prefix "foo"`,
+		"map get nat":              "no map nat",
+		"status -o xml":            `invalid output "xml"`,
+		"bpf ipcache get 300.1.1":  "invalid address",
+		"config debug=true":        "options cannot be set at run time",
+		"metrics list -p (":        "invalid pattern",
+		"identity get 1 --label x": "give either an identity or --label",
+	} {
+		_, errOut, code := run(socket, strings.Fields(cmd)...)
+		if code != 1 || !strings.Contains(errOut, want) {
+			t.Errorf("%s: exit %d, %q; want %q", cmd, code, errOut, want)
+		}
+	}
+}
