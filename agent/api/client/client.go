@@ -85,16 +85,10 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Res
 	}
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	return nil, answerError(path, resp.StatusCode, b)
+	return nil, answerError(resp.StatusCode, b)
 }
 
-func answerError(path string, code int, body []byte) error {
-	if strings.HasPrefix(path, "/v1/cni/") {
-		var e api.CNIError
-		if json.Unmarshal(body, &e) == nil && e.Msg != "" {
-			return &e
-		}
-	}
+func answerError(code int, body []byte) error {
 	var e api.Error
 	if json.Unmarshal(body, &e) != nil || e.Message == "" {
 		e.Message = strings.TrimSpace(string(body))
