@@ -55,3 +55,13 @@ func CIDR(p netip.Prefix) CidrKey {
 	}
 	return CidrKey{Plen: uint32(cidrPrefix + bits), Ip: IP(p.Masked().Addr())}
 }
+
+// FromCIDR is the inverse of CIDR.
+func FromCIDR(k CidrKey) netip.Prefix {
+	bits := int(k.Plen) - cidrPrefix
+	a := netip.AddrFrom16(k.Ip)
+	if a.Is4In6() {
+		a, bits = a.Unmap(), bits-96
+	}
+	return netip.PrefixFrom(a, bits)
+}

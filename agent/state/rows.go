@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -226,6 +227,26 @@ type Device struct {
 	DirectRouting bool
 }
 
+// Tunnel is a tunnel endpoint of another node and the number that programs know it by.
+type Tunnel struct {
+	IP    netip.Addr // of the node, in the family of the underlay
+	Index uint32     // at least 1
+}
+
+// Route is where packets to a prefix go. The zero Index makes the prefix unreachable, which keeps
+// packets to pods that do not exist from leaving by the default route.
+type Route struct {
+	Index int        // interface
+	Src   netip.Addr // preferred source of the node's own packets
+	MTU   int        // bytes, 0: that of the interface
+}
+
+// NeighbourKey is an address on a pod's device.
+type NeighbourKey struct {
+	Index int // interface
+	IP    netip.Addr
+}
+
 // Tables is the data model of the node program: every table there is.
 type Tables struct {
 	DB             *DB
@@ -238,19 +259,24 @@ type Tables struct {
 	Services       *Table[Name, Service]
 	EndpointSlices *Table[Name, EndpointSlice]
 	Devices        *Table[string, Device]
+	Tunnels        *Table[netip.Addr, Tunnel]
 }
 
 // NewTables creates the empty tables.
 func NewTables() *Tables {
 	db := New()
 	return &Tables{
-		DB:    db,
-		Nodes: NewTable(db, "nodes", func(r Node) string { return r.Name }),
+		DB: db,
+		Nodes: NewTable(db, "nodes", func(r Node) string { return r.Name },
+			Index[Node]{Name: "ip", Of: func(r Node) []string { return addrKeys(r.Addrs()...) }},
+			Index[Node]{Name: "podcidr", Of: func(r Node) []string { return prefixKeys(r.PodCIDRs) }}),
 		Endpoints: NewTable(db, "endpoints", func(r Endpoint) uint16 { return r.ID },
 			Index[Endpoint]{Name: "pod", Of: func(r Endpoint) []string { return []string{r.Pod.String()} }},
 			Index[Endpoint]{Name: "ip", Of: func(r Endpoint) []string { return addrKeys(r.IPv4, r.IPv6) }},
+			Index[Endpoint]{Name: "ifindex", Of: func(r Endpoint) []string { return []string{strconv.Itoa(r.IfIndex)} }},
 			Index[Endpoint]{Name: "container", Of: func(r Endpoint) []string { return []string{r.ContainerID} }}),
 		RemoteIPs: NewTable(db, "remote-ips", func(r RemoteIP) netip.Addr { return r.IP },
+			Index[RemoteIP]{Name: "node", Of: func(r RemoteIP) []string { return addrKeys(r.NodeIP) }},
 			Index[RemoteIP]{Name: "pod", Of: func(r RemoteIP) []string { return []string{r.Pod.String()} }}),
 		Identities: NewTable(db, "identities", func(r Identity) IdentityID { return r.ID },
 			Index[Identity]{Name: "labels", Of: func(r Identity) []string { return []string{LabelsKey(r.Labels)} }}),
@@ -259,12 +285,37 @@ func NewTables() *Tables {
 		Services:   NewTable(db, "services", func(r Service) Name { return r.Name }),
 		EndpointSlices: NewTable(db, "endpointslices", func(r EndpointSlice) Name { return r.Name },
 			Index[EndpointSlice]{Name: "service", Of: func(r EndpointSlice) []string { return []string{r.Service.String()} }}),
-		Devices: NewTable(db, "devices", func(r Device) string { return r.Name }),
+		Devices: NewTable(db, "devices", func(r Device) string { return r.Name },
+			Index[Device]{Name: "ip", Of: func(r Device) []string { return prefixAddrs(r.Addrs) }},
+			Index[Device]{Name: "ifindex", Of: func(r Device) []string { return []string{strconv.Itoa(r.Index)} }}),
+		Tunnels: NewTable(db, "tunnels", func(r Tunnel) netip.Addr { return r.IP },
+			Index[Tunnel]{Name: "index", Of: func(r Tunnel) []string { return []string{strconv.Itoa(int(r.Index))} }}),
 	}
 }
 
 // LabelsKey is the one string that stands for a sorted label set.
 func LabelsKey(labels []string) string { return strings.Join(labels, ";") }
+
+// Addrs are all addresses of the node itself: internal, external and router addresses.
+func (n Node) Addrs() []netip.Addr {
+	return slices.Concat(n.InternalIPs, n.ExternalIPs, n.RouterIPs)
+}
+
+func prefixKeys(prefixes []netip.Prefix) []string {
+	out := make([]string, 0, len(prefixes))
+	for _, p := range prefixes {
+		out = append(out, p.Masked().String())
+	}
+	return out
+}
+
+func prefixAddrs(prefixes []netip.Prefix) []string {
+	out := make([]string, 0, len(prefixes))
+	for _, p := range prefixes {
+		out = append(out, p.Addr().String())
+	}
+	return out
+}
 
 func addrKeys(addrs ...netip.Addr) []string {
 	out := make([]string, 0, len(addrs))

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netlink
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	nl "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Plan says which devices the node needs.
+type Plan struct {
+	IPv4, IPv6       bool
+	Router4, Router6 netip.Addr // addresses of cilium_host
+	UnderlayMTU      int        // of the device that carries the tunnel
+	TunnelPort       uint16     // UDP
+}
+
+// Devices are the interface indexes of what Ensure made.
+type Devices struct {
+	Host, Net, VXLAN int
+}
+
+// Ensure makes cilium_host with cilium_net and cilium_vxlan as the plan says. What is right already
+// is not touched, so that a restart changes nothing.
+func Ensure(p Plan, s *Sysctls) (Devices, error) {
+	var d Devices
+	host, err := ensureHost(p, s)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", HostDevice, err)
+	}
+	peer, err := nl.LinkByName(NetDevice)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", NetDevice, err)
+	}
+	vxlan, err := ensureVXLAN(p, s)
+	if err != nil {
+		return d, fmt.Errorf("%s: %w", VXLANDevice, err)
+	}
+	d.Host, d.Net, d.VXLAN = host.Attrs().Index, peer.Attrs().Index, vxlan.Attrs().Index
+	return d, nil
+}
+
+func ensureHost(p Plan, s *Sysctls) (nl.Link, error) {
+	link, err := byName(HostDevice)
+	if err != nil {
+		return nil, err
+	}
+	if _, isVeth := link.(*nl.Veth); link != nil && !isVeth {
+		return nil, errors.New("there is a device of this name that is no veth: remove it")
+	}
+	if link == nil {
+		mac, peerMAC, err := newMACs()
+		if err != nil {
+			return nil, err
+		}
+		err = nl.LinkAdd(&nl.Veth{
+			LinkAttrs:        nl.LinkAttrs{Name: HostDevice, HardwareAddr: mac, MTU: p.UnderlayMTU, TxQLen: 1000},
+			PeerName:         NetDevice,
+			PeerHardwareAddr: peerMAC,
+		})
+		if err != nil {
+			return nil, err
+		}
+		if link, err = nl.LinkByName(HostDevice); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range []string{NetDevice, HostDevice} {
+		l, err := nl.LinkByName(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.device(name, p.IPv4, p.IPv6); err != nil {
+			return nil, err
+		}
+		if err := ready(l, p.UnderlayMTU); err != nil {
+			return nil, err
+		}
+	}
+	return link, ensureAddrs(link, p.Router4, p.Router6)
+}
+
+// ensureAddrs makes the given addresses, the invalid ones left out, the only global ones of link.
+func ensureAddrs(link nl.Link, addrs ...netip.Addr) error {
+	want := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		if a.IsValid() {
+			want[a] = true
+		}
+	}
+	have, err := nl.AddrList(link, nl.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		a := fromIP(h.IP)
+		switch {
+		case a.IsLinkLocalUnicast():
+		case want[a]:
+			delete(want, a)
+		default:
+			if err := nl.AddrDel(link, &h); err != nil {
+				return fmt.Errorf("remove address %s: %w", a, err)
+			}
+		}
+	}
+	for a := range want {
+		addr := &nl.Addr{IPNet: toIPNet(netip.PrefixFrom(a, a.BitLen()))}
+		if a.Is4() {
+			addr.Scope = int(nl.SCOPE_LINK)
+		} else {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := nl.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+func ensureVXLAN(p Plan, s *Sysctls) (nl.Link, error) {
+	link, err := byName(VXLANDevice)
+	if err != nil {
+		return nil, err
+	}
+	if v, ok := link.(*nl.Vxlan); link != nil && (!ok || !v.FlowBased || v.Port != int(p.TunnelPort)) {
+		if err := nl.LinkDel(link); err != nil {
+			return nil, fmt.Errorf("replace: %w", err)
+		}
+		link = nil
+	}
+	if link == nil {
+		mac, _, err := newMACs()
+		if err != nil {
+			return nil, err
+		}
+		err = nl.LinkAdd(&nl.Vxlan{
+			LinkAttrs: nl.LinkAttrs{Name: VXLANDevice, HardwareAddr: mac, MTU: p.UnderlayMTU, TxQLen: 1000},
+			FlowBased: true,
+			Port:      int(p.TunnelPort),
+		})
+		if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("UDP port %d is taken by another VXLAN device (set tunnelPort): %w", p.TunnelPort, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if link, err = nl.LinkByName(VXLANDevice); err != nil {
+			return nil, err
+		}
+	}
+	// There is nobody to ask for a link address behind a tunnel: the programs set where to.
+	if link.Attrs().RawFlags&unix.IFF_NOARP == 0 {
+		if err := nl.LinkSetARPOff(link); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.device(VXLANDevice, p.IPv4, p.IPv6); err != nil {
+		return nil, err
+	}
+	return link, ready(link, p.UnderlayMTU)
+}
+
+// ready gives link its MTU and brings it up, each only if it is not so.
+func ready(link nl.Link, mtu int) error {
+	if mtu > 0 && link.Attrs().MTU != mtu {
+		if err := nl.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("mtu %d: %w", mtu, err)
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	if err := nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("up: %w", err)
+	}
+	return nil
+}
+
+// byName returns nil without an error when there is no such device.
+func byName(name string) (nl.Link, error) {
+	link, err := nl.LinkByName(name)
+	if _, missing := errors.AsType[nl.LinkNotFoundError](err); missing {
+		return nil, nil
+	}
+	return link, err
+}
+
+// newMACs returns two random unicast, locally administered addresses. Setting an address
+// explicitly keeps udev from changing it later.
+func newMACs() (a, b net.HardwareAddr, err error) {
+	buf := make([]byte, 12)
+	if _, err := rand.Read(buf); err != nil {
+		return nil, nil, err
+	}
+	buf[0], buf[6] = buf[0]&^1|2, buf[6]&^1|2
+	return buf[:6:6], buf[6:], nil
+}
+
+func ours(name string) bool {
+	return name == HostDevice || name == NetDevice || name == VXLANDevice || isPodDevice(name)
+}
+
+// isPodDevice knows lxc and twelve hexadecimal digits, so that containers of LXC are not ours.
+func isPodDevice(name string) bool {
+	hex, ok := strings.CutPrefix(name, PodPrefix)
+	return ok && len(hex) == 12 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+// Clean removes all devices that Lash makes; addresses, routes and neighbours go with them.
+func Clean() error {
+	links, err := nl.LinkList()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, l := range links {
+		name := l.Attrs().Name
+		if name == NetDevice || !ours(name) {
+			continue
+		}
+		if err := nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete %s: %w", name, err))
+		}
+	}
+	return errors.Join(append(errs, cleanRoutes())...)
+}
