@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/cmd/kube"
+	"lash.internal/lash/status"
+)
+
+var updateStatus = flag.Bool("update-status", false, "rewrite the golden files of status and identity")
+
+func statusGolden(t *testing.T, name, got string) {
+	t.Helper()
+	p := filepath.Join("testdata", name+".golden")
+	if *updateStatus {
+		if err := os.WriteFile(p, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s (run with -update-status to accept):\n%s\nwant:\n%s", name, got, want)
+	}
+}
+
+const image = "localhost/lash:0.1.0"
+
+func agentPod(n int) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("cilium-%d", n), Namespace: "kube-system", Labels: map[string]string{"k8s-app": "cilium"}},
+		Spec:       corev1.PodSpec{NodeName: fmt.Sprintf("node%d", n), HostNetwork: true, Containers: []corev1.Container{{Name: "cilium-agent", Image: image}}},
+		Status: corev1.PodStatus{
+			Phase:             corev1.PodRunning,
+			Conditions:        []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			ContainerStatuses: []corev1.ContainerStatus{{Name: "cilium-agent", Ready: true, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}},
+		},
+	}
+}
+
+func daemonSet(ready int32) *appsv1.DaemonSet {
+	return &appsv1.DaemonSet{
+		ObjectMeta: metav1.ObjectMeta{Name: "cilium", Namespace: "kube-system"},
+		Status: appsv1.DaemonSetStatus{
+			DesiredNumberScheduled: 3, UpdatedNumberScheduled: 3, NumberReady: ready, NumberAvailable: ready, NumberUnavailable: 3 - ready,
+		},
+	}
+}
+
+func release(t *testing.T, chart, app string, revision int) *corev1.Secret {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	err := json.NewEncoder(z).Encode(map[string]any{"chart": map[string]any{"metadata": map[string]any{"name": "lash", "version": chart, "appVersion": app}}})
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: fmt.Sprintf("sh.helm.release.v1.cilium.v%d", revision), Namespace: "kube-system",
+			Labels: map[string]string{"owner": "helm", "name": "cilium", "version": fmt.Sprint(revision)},
+		},
+		Data: map[string][]byte{"release": []byte(base64.StdEncoding.EncodeToString(b.Bytes()))},
+	}
+}
+
+// healthy is a cluster of three nodes and two pods of a user.
+func healthy(t *testing.T) []runtime.Object {
+	t.Helper()
+	one := int32(1)
+	op := agentPod(9)
+	op.Name, op.Labels = "cilium-operator-0", map[string]string{"io.cilium/app": "operator", "name": "cilium-operator"}
+	op.Spec.Containers[0].Name = "cilium-operator"
+	op.Status.ContainerStatuses[0].Name = "cilium-operator"
+	out := []runtime.Object{
+		daemonSet(3), agentPod(1), agentPod(2), agentPod(3), op,
+		&appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Name: "cilium-operator", Namespace: "kube-system"},
+			Spec:       appsv1.DeploymentSpec{Replicas: &one},
+			Status:     appsv1.DeploymentStatus{Replicas: 1, UpdatedReplicas: 1, ReadyReplicas: 1, AvailableReplicas: 1},
+		},
+		release(t, "0.0.9", "1.16.5", 1), release(t, "0.1.0", "1.16.5", 2),
+	}
+	for _, n := range []string{"a", "b"} {
+		out = append(out, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: n, Namespace: "default"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}})
+	}
+	return out
+}
+
+func custom(kind, namespace, name string, more map[string]any) *unstructured.Unstructured {
+	o := map[string]any{
+		"apiVersion": "cilium.io/v2", "kind": kind,
+		"metadata": map[string]any{"name": name},
+	}
+	if namespace != "" {
+		o["metadata"].(map[string]any)["namespace"] = namespace
+	}
+	for k, v := range more {
+		o[k] = v
+	}
+	return &unstructured.Unstructured{Object: o}
+}
+
+func dynamicClient(objs ...runtime.Object) dynamic.Interface {
+	return dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		{Group: "cilium.io", Version: "v2", Resource: "ciliumendpoints"}:  "CiliumEndpointList",
+		{Group: "cilium.io", Version: "v2", Resource: "ciliumidentities"}: "CiliumIdentityList",
+	}, objs...)
+}
+
+// agents answers in-pod commands; change alters what one agent says of itself.
+func agents(change func(pod string, st *api.StatusResponse)) status.Exec {
+	return func(_ context.Context, _, pod, container string, command ...string) ([]byte, []byte, error) {
+		if container != "cilium-agent" {
+			return nil, nil, fmt.Errorf("wrong container %s", container)
+		}
+		var out any
+		switch strings.Join(command, " ") {
+		case "cilium status -o json":
+			st := &api.StatusResponse{
+				Cilium:               &api.Status{State: api.StateOk, Msg: "1.16.5 (Lash 0.1.0)"},
+				KubeProxyReplacement: &api.KubeProxyReplacement{Mode: "True"},
+				IPAM:                 &api.IPAMStatus{Status: "IPv4: 3/254 allocated from 10.244.1.0/24, "},
+				Controllers:          []api.Controller{{Name: "addresses"}},
+			}
+			if change != nil {
+				change(pod, st)
+			}
+			if st.Cilium == nil {
+				return nil, []byte("Error: cannot get agent status: daemon unreachable\n"), errors.New("command ended with code 1")
+			}
+			out = st
+		case "cilium endpoint list -o json":
+			out = []api.Endpoint{{ID: 1, Status: &api.EndpointStatus{State: "ready"}}}
+		default:
+			return nil, nil, fmt.Errorf("unknown command %q", command)
+		}
+		b, err := json.Marshal(out)
+		return b, nil, err
+	}
+}
+
+func collector(t *testing.T, objs []runtime.Object, exec status.Exec) *status.Collector {
+	t.Helper()
+	return &status.Collector{
+		Client:    fake.NewClientset(objs...),
+		Dynamic:   dynamicClient(custom("CiliumEndpoint", "default", "a", nil), custom("CiliumEndpoint", "default", "b", nil)),
+		Exec:      exec,
+		Namespace: "kube-system", Release: "cilium",
+	}
+}
+
+func showStatus(f statusFlags, col *status.Collector) (out string, code int, err error) {
+	var o, e bytes.Buffer
+	w := World{Out: &o, Err: &e, Getenv: func(string) string { return "" }}
+	err = runStatus(context.Background(), w, f, col, func(err error) error { return err })
+	var ee *ExitError
+	switch {
+	case errors.As(err, &ee):
+		code = ee.Code
+	case err != nil:
+		code = ExitFailed
+	}
+	return o.String(), code, err
+}
+
+func replace(objs []runtime.Object, p *corev1.Pod) []runtime.Object {
+	for i, o := range objs {
+		if x, ok := o.(*corev1.Pod); ok && x.Name == p.Name {
+			objs[i] = p
+		}
+		if _, ok := o.(*appsv1.DaemonSet); ok {
+			objs[i] = daemonSet(2)
+		}
+	}
+	return objs
+}
+
+func TestStatusOfAHealthyCluster(t *testing.T) {
+	out, code, err := showStatus(statusFlags{output: "summary"}, collector(t, healthy(t), agents(nil)))
+	if code != ExitOK {
+		t.Errorf("exit %d: %v", code, err)
+	}
+	statusGolden(t, "status", out)
+	out, _, _ = showStatus(statusFlags{output: "summary", verbose: true}, collector(t, healthy(t), agents(nil)))
+	statusGolden(t, "status-verbose", out)
+}
+
+func TestStatusJSONHasTheKeysThatScriptsRead(t *testing.T) {
+	out, code, _ := showStatus(statusFlags{output: "json"}, collector(t, healthy(t), agents(nil)))
+	var s struct {
+		ImageCount map[string]map[string]int            `json:"image_count"`
+		PhaseCount map[string]map[string]int            `json:"phase_count"`
+		PodState   map[string]struct{ Desired int }     `json:"pod_state"`
+		PodsCount  struct{ All, ByCilium int }          `json:"pods_count"`
+		Cilium     map[string]api.StatusResponse        `json:"cilium_status"`
+		Endpoints  map[string][]api.Endpoint            `json:"cilium_endpoints"`
+		Chart      string                               `json:"helm_chart_version"`
+		Errors     map[string]map[string]map[string]any `json:"errors"`
+		Code       int                                  `json:"code"`
+	}
+	if err := json.Unmarshal([]byte(out), &s); err != nil || code != ExitOK {
+		t.Fatalf("exit %d, %v:\n%s", code, err, out)
+	}
+	if s.ImageCount["cilium"][image] != 3 || s.PhaseCount["cilium-operator"]["Running"] != 1 || s.PodState["cilium"].Desired != 3 ||
+		s.PodsCount.All != 2 || len(s.Cilium) != 3 || len(s.Endpoints) != 3 || s.Chart != "0.1.0" ||
+		s.Errors["hubble-relay"]["hubble-relay"]["Disabled"] != true {
+		t.Errorf("got\n%s", out)
+	}
+	if !strings.HasPrefix(out, "{\n \"image_count\"") {
+		t.Errorf("want an indent of one space:\n%.60s", out)
+	}
+}
+
+func TestStatusNamesTheCause(t *testing.T) {
+	waiting := func(reason, message string) *corev1.Pod {
+		p := agentPod(2)
+		p.Status.Phase = corev1.PodPending
+		p.Status.Conditions[0].Status = corev1.ConditionFalse
+		p.Status.ContainerStatuses[0] = corev1.ContainerStatus{
+			Name: "cilium-agent", Image: "localhost/lash:broken", RestartCount: 7,
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}},
+		}
+		return p
+	}
+	crash := waiting("CrashLoopBackOff", "back-off 5m0s restarting failed container")
+	crash.Status.Phase = corev1.PodRunning
+	pending := agentPod(2)
+	pending.Spec.NodeName = ""
+	pending.Status = corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{
+		{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/3 nodes are available: 3 Insufficient cpu."},
+	}}
+	for name, c := range map[string]struct {
+		objs []runtime.Object
+		exec status.Exec
+		code int
+	}{
+		"image-broken":  {replace(healthy(t), waiting("ImagePullBackOff", `Back-off pulling image "localhost/lash:broken"`)), agents(nil), ExitFailed},
+		"crash-loop":    {replace(healthy(t), crash), agents(nil), ExitFailed},
+		"unschedulable": {replace(healthy(t), pending), agents(nil), ExitFailed},
+		"not-installed": {nil, agents(nil), ExitFailed},
+		"policies":      {append(healthy(t), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default"}}), agents(nil), ExitOK},
+		"agent-failing": {healthy(t), agents(func(pod string, st *api.StatusResponse) {
+			switch pod {
+			case "cilium-1":
+				st.Controllers[0].Status = api.ControllerStatus{ConsecutiveFailureCount: 3, LastFailureMsg: "no such device"}
+			case "cilium-2":
+				st.Cilium = nil
+			case "cilium-3":
+				st.Kubernetes = &api.K8sStatus{State: api.StateFailure, Msg: "connection refused"}
+			}
+		}), ExitFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, code, err := showStatus(statusFlags{output: "summary"}, collector(t, c.objs, c.exec))
+			if code != c.code {
+				t.Errorf("exit %d, want %d: %v", code, c.code, err)
+			}
+			statusGolden(t, "status-"+name, out)
+		})
+	}
+}
+
+func TestStatusWaitRunsOutWithTheLastState(t *testing.T) {
+	f := statusFlags{output: "summary", wait: true, waitDuration: 20 * time.Millisecond, interactive: true}
+	out, code, err := showStatus(f, collector(t, nil, agents(nil)))
+	if code != ExitTimeout || !errors.Is(err, kube.ErrTimeout) || !strings.Contains(out, "does not exist in namespace kube-system") {
+		t.Errorf("exit %d, %v:\n%s", code, err, out)
+	}
+	policy := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default"}}
+	if _, code, _ := showStatus(f, collector(t, append(healthy(t), policy), agents(nil))); code != ExitTimeout {
+		t.Errorf("with a warning: exit %d, want %d", code, ExitTimeout)
+	}
+	f.ignoreWarnings = true
+	if _, code, err := showStatus(f, collector(t, append(healthy(t), policy), agents(nil))); code != ExitOK {
+		t.Errorf("warnings ignored: exit %d, %v", code, err)
+	}
+}
+
+func TestIdentityList(t *testing.T) {
+	labels := map[string]any{
+		"k8s:app": "backend1", "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "default",
+		"k8s:io.cilium.k8s.policy.cluster": "kubernetes", "k8s:io.cilium.k8s.policy.serviceaccount": "default",
+		"k8s:io.kubernetes.pod.namespace": "default",
+	}
+	c := dynamicClient(
+		custom("CiliumIdentity", "", "6040", map[string]any{"security-labels": labels}),
+		custom("CiliumIdentity", "", "1419", map[string]any{"security-labels": map[string]any{"k8s:app": "database"}}),
+	)
+	for name, sel := range map[string]string{"identity-list": "", "identity-selected": "k8s:app in (backend1)"} {
+		s, err := parseSelector(sel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if err := listIdentities(context.Background(), &b, c, s, "table", false, func(err error) error { return err }); err != nil {
+			t.Fatal(err)
+		}
+		statusGolden(t, name, b.String())
+	}
+	if _, err := parseSelector("app=="); err == nil {
+		_, err = parseSelector("a=(")
+		if err == nil {
+			t.Error("a broken selector was accepted")
+		}
+	}
+	id, err := status.Identity(context.Background(), c, 1419)
+	if err != nil || len(id.Labels) != 1 || id.LabelsSHA256 == "" {
+		t.Errorf("identity 1419: %+v, %v", id, err)
+	}
+	if _, err := status.Identity(context.Background(), c, 4711); !errors.Is(err, status.ErrNoIdentity) {
+		t.Errorf("identity 4711: %v", err)
+	}
+}
