@@ -217,6 +217,10 @@ func (s *Server) ips() []api.IPEntry {
 		byAddr[p] = e
 	}
 	local := ""
+	apiServers := apiServerAddrs(s.src.Tables)
+	for a := range apiServers {
+		put(a, api.IPEntry{Identity: int64(state.IdentityKubeAPIServer), Metadata: &api.IPMetadata{Source: "kube-apiserver"}})
+	}
 	for _, n := range s.src.Tables.Nodes.All() {
 		id, source := state.IdentityRemoteNode, "custom-resource"
 		hostIP := addrText(firstAddr(n.InternalIPs))
@@ -224,7 +228,11 @@ func (s *Server) ips() []api.IPEntry {
 			id, source, local = state.IdentityHost, "local", hostIP
 		}
 		for _, a := range slices.Concat(n.InternalIPs, n.ExternalIPs, n.RouterIPs) {
-			put(a, api.IPEntry{Identity: int64(id), HostIP: hostIP, Metadata: &api.IPMetadata{Source: source}})
+			e := api.IPEntry{Identity: int64(id), HostIP: hostIP, Metadata: &api.IPMetadata{Source: source}}
+			if apiServers[a] && !n.Local {
+				e.Identity, e.Metadata.Source = int64(state.IdentityKubeAPIServer), "kube-apiserver"
+			}
+			put(a, e)
 		}
 	}
 	for _, r := range s.src.Tables.RemoteIPs.All() {
@@ -249,6 +257,19 @@ func (s *Server) ips() []api.IPEntry {
 	out := make([]api.IPEntry, 0, len(keys))
 	for _, p := range keys {
 		out = append(out, byAddr[p])
+	}
+	return out
+}
+
+// apiServerAddrs are the addresses that the API server publishes of itself.
+func apiServerAddrs(t *state.Tables) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, sl := range t.EndpointSlices.ByIndex("service", "default/kubernetes") {
+		for _, ep := range sl.Endpoints {
+			for _, a := range ep.Addresses {
+				out[a] = true
+			}
+		}
 	}
 	return out
 }
