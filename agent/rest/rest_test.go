@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -183,3 +184,29 @@ func TestMonitorStreamsAndTheServerStops(t *testing.T) {
 		t.Errorf("client: %v", err)
 	}
 }
+
+func TestLogMessagesAreCounted(t *testing.T) {
+	h, c := CountLog(slog.DiscardHandler)
+	s := New(Sources{Tables: state.NewTables()})
+	if err := s.Register(c); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(enabled{h}).With("subsys", "cni")
+	log.Info("x")
+	log.Warn("x")
+	log.WithGroup("g").Error("x")
+	_, body := get(t, s.Metrics(), "/metrics")
+	for _, level := range []string{"warning", "error"} {
+		if want := `cilium_errors_warnings_total{level="` + level + `",subsystem="cni"} 1`; !strings.Contains(body, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// enabled lets everything through.
+type enabled struct{ slog.Handler }
+
+func (enabled) Enabled(context.Context, slog.Level) bool { return true }
+
+func (e enabled) WithAttrs(a []slog.Attr) slog.Handler { return enabled{e.Handler.WithAttrs(a)} }
+func (e enabled) WithGroup(n string) slog.Handler      { return enabled{e.Handler.WithGroup(n)} }
