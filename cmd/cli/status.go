@@ -23,6 +23,9 @@ import (
 // this is a poll.
 const statusPoll = time.Second
 
+// collectLimit is how long one look may take.
+const collectLimit = 30 * time.Second
+
 type statusFlags struct {
 	wait           bool
 	waitDuration   time.Duration
@@ -75,7 +78,7 @@ Exit code: 0 when nothing is wrong, 1 on errors, 3 when the cluster cannot be re
 
 func runStatus(ctx context.Context, w World, f statusFlags, col *status.Collector, explain func(error) error) error {
 	out := term.New(w.Out, w.Getenv)
-	s, err := col.Collect(ctx)
+	s, err := collect(ctx, col)
 	if f.wait {
 		s, err = waitStatus(ctx, w, f, col, s, err)
 	}
@@ -103,6 +106,18 @@ func runStatus(ctx context.Context, w World, f statusFlags, col *status.Collecto
 		return &ExitError{Code: s.Code, Err: errors.New("status has errors"), Quiet: true}
 	}
 	return nil
+}
+
+// collect looks once. An API server that accepts requests and does not answer counts as one that
+// cannot be reached.
+func collect(ctx context.Context, col *status.Collector) (*status.Status, error) {
+	limit, cancel := context.WithTimeout(ctx, collectLimit)
+	defer cancel()
+	s, err := col.Collect(limit)
+	if err != nil && ctx.Err() == nil && limit.Err() != nil {
+		err = fmt.Errorf("%w: the API server did not answer within %s", kube.ErrUnreachable, collectLimit)
+	}
+	return s, err
 }
 
 // waitStatus collects until all is well or the time is up, and returns the last state.
@@ -139,7 +154,7 @@ func waitStatus(ctx context.Context, w World, f statusFlags, col *status.Collect
 		case <-tick.C:
 		}
 		// The last look is allowed to end after the limit, so that there is a state to show.
-		s, err = col.Collect(ctx)
+		s, err = collect(ctx, col)
 	}
 }
 
