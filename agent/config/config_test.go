@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func writeDir(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for k, v := range files {
+		if err := os.WriteFile(filepath.Join(dir, k), []byte(v), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func env(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
+
+// TestPrecedence sets one option in all three places.
+func TestPrecedence(t *testing.T) {
+	dir := writeDir(t, map[string]string{"tunnel-port": "1000\n", "cluster-name": "file", "new-thing": "x", "..data": "y"})
+	vars := map[string]string{"CILIUM_TUNNEL_PORT": "2000", "K8S_NODE_NAME": "n1"}
+	c, err := Load([]string{"--config-dir=" + dir, "--tunnel-port=3000", "--enable-ipv6"}, env(vars), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.TunnelPort != 3000 || c.ClusterName != "file" || !c.IPv6 || c.NodeName != "n1" {
+		t.Errorf("got %+v", c)
+	}
+	if u := c.Unknown(); !slices.Equal(u, []string{"new-thing"}) {
+		t.Errorf("unknown keys %v, want [new-thing]", u)
+	}
+	c, err = Load([]string{"--config-dir", dir}, env(vars), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.TunnelPort != 2000 || c.Options()["tunnel-port"] != "2000" {
+		t.Errorf("environment does not win over the file: %d", c.TunnelPort)
+	}
+	if c.MonitorAggregationInterval != 5*time.Second || c.HealthPort != 9879 {
+		t.Errorf("defaults %v %d", c.MonitorAggregationInterval, c.HealthPort)
+	}
+}
+
+// TestErrorsNameTheKey gives each option a value that it cannot have.
+func TestErrorsNameTheKey(t *testing.T) {
+	for key, value := range map[string]string{
+		"enable-ipv4": "perhaps", "cluster-id": "256", "ipam": "eni", "routing-mode": "native",
+		"tunnel-protocol": "geneve", "mtu": "-1", "kube-proxy-replacement": "probe",
+		"cluster-pool-ipv4-cidr": "fd00::/8", "ipv4-native-routing-cidr": "x",
+		"monitor-aggregation": "some", "monitor-aggregation-interval": "fast", "log-opt": `{"format":"xml"}`,
+		"prometheus-serve-addr": "9962", "cluster-name": "Bad_Name", "identity-allocation-mode": "kvstore",
+		"enable-hubble": "true", "enable-policy": "maybe",
+	} {
+		dir := writeDir(t, map[string]string{key: value})
+		_, err := Load([]string{"--config-dir=" + dir}, env(nil), io.Discard)
+		if err == nil || !strings.Contains(err.Error(), "option "+key+" ") {
+			t.Errorf("%s=%s: error %v does not name the key", key, value, err)
+		}
+	}
+	_, err := Load([]string{"--enable-ipv4=false"}, env(nil), io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "enable-ipv6") {
+		t.Errorf("no family at all: %v", err)
+	}
+}
+
+// TestEveryOptionIsDocumentedOnce guards the table itself.
+func TestEveryOptionIsDocumentedOnce(t *testing.T) {
+	seen := map[string]bool{}
+	for _, o := range options() {
+		if seen[o.key] {
+			t.Errorf("option %s is there twice", o.key)
+		}
+		seen[o.key] = true
+		if o.help == "" {
+			t.Errorf("option %s has no help text", o.key)
+		}
+	}
+	if _, err := Load(nil, env(nil), io.Discard); err != nil {
+		t.Errorf("the defaults do not hold: %v", err)
+	}
+}
