@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package maps owns the BPF maps that outlive the agent: it creates them once, pins them under
+// <bpf-root>/lash/maps and finds them again after a restart. Map is the reconcile target that a
+// hash or trie of such a set makes.
+package maps
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"lash.internal/lash/bpf"
+)
+
+// ephemeral maps belong to a generation of programs and are not pinned.
+var ephemeral = []string{"scratch", "test_rec"}
+
+// flows are the maps whose content must survive: a pinned one keeps its size.
+var flows = []string{"ct4", "ct4_new", "ct6", "ct6_new", "skrev"}
+
+// ErrNoMap means that a map of that name does not exist.
+var ErrNoMap = errors.New("no such map")
+
+// Set is the open maps by name.
+type Set struct {
+	maps map[string]*ebpf.Map
+	// Created lists the maps that did not exist, or not in a form that can be used.
+	Created []string
+}
+
+// Dir is where the maps are pinned.
+func Dir(bpfRoot string) string { return filepath.Join(bpfRoot, "lash", "maps") }
+
+func pinName(name string) string { return fmt.Sprintf("%s_v%d", name, bpf.MapABI) }
+
+// Open opens or creates every map that the specs declare and that is not private to a program.
+// The specs are changed so that they fit maps that exist with another size.
+func Open(bpfRoot string, specs ...*ebpf.CollectionSpec) (*Set, error) {
+	dir := Dir(bpfRoot)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("pin directory: %w", err)
+	}
+	s := &Set{maps: map[string]*ebpf.Map{}}
+	for _, spec := range specs {
+		for name, ms := range spec.Maps {
+			if !Shared(name) {
+				continue
+			}
+			m := s.maps[name]
+			if m == nil {
+				var err error
+				if m, err = s.open(filepath.Join(dir, pinName(name)), name, ms); err != nil {
+					s.Close()
+					return nil, fmt.Errorf("map %s: %w", name, err)
+				}
+				s.maps[name] = m
+			}
+			ms.MaxEntries = m.MaxEntries()
+		}
+	}
+	slices.Sort(s.Created)
+	return s, nil
+}
+
+// Shared says whether a map of a collection is shared by all programs and pinned.
+func Shared(name string) bool {
+	return name != "" && name[0] != '.' && !slices.Contains(ephemeral, name)
+}
+
+func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	switch {
+	case err == nil:
+		want := *spec
+		if slices.Contains(flows, name) {
+			want.MaxEntries = m.MaxEntries()
+		}
+		if err := want.Compatible(m); err == nil {
+			return m, nil
+		} else if slices.Contains(flows, name) {
+			m.Close()
+			return nil, fmt.Errorf("pinned at %s in another form: %w", path, err)
+		}
+		// Its content is rebuilt from the API; the programs that use the old one go on with it
+		// until they are replaced.
+		m.Close()
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("old pin: %w", err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("open pin: %w", err)
+	}
+	fresh := spec.Copy()
+	fresh.Pinning = ebpf.PinNone
+	m, err = ebpf.NewMap(fresh)
+	if err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	if err := m.Pin(path); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("pin: %w", err)
+	}
+	s.Created = append(s.Created, name)
+	return m, nil
+}
+
+// OpenPinned opens the maps of a node without creating any, for reading and cleaning.
+func OpenPinned(bpfRoot string) (*Set, error) {
+	entries, err := os.ReadDir(Dir(bpfRoot))
+	if err != nil {
+		return nil, fmt.Errorf("pinned maps: %w", err)
+	}
+	s := &Set{maps: map[string]*ebpf.Map{}}
+	suffix := fmt.Sprintf("_v%d", bpf.MapABI)
+	for _, e := range entries {
+		name, ok := bytes.CutSuffix([]byte(e.Name()), []byte(suffix))
+		if !ok {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(Dir(bpfRoot), e.Name()), nil)
+		if err != nil {
+			s.Close()
+			return nil, fmt.Errorf("map %s: %w", e.Name(), err)
+		}
+		s.maps[string(name)] = m
+	}
+	return s, nil
+}
+
+// Get returns the map of a name; ErrNoMap when there is none. It stays open until the set closes.
+func (s *Set) Get(name string) (*ebpf.Map, error) {
+	m := s.maps[name]
+	if m == nil {
+		return nil, fmt.Errorf("%w: %s", ErrNoMap, name)
+	}
+	return m, nil
+}
+
+// Names lists the maps, sorted.
+func (s *Set) Names() []string {
+	out := make([]string, 0, len(s.maps))
+	for n := range s.maps {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Replacements returns the maps that a collection of spec is to use instead of its own.
+func (s *Set) Replacements(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	out := map[string]*ebpf.Map{}
+	for name := range spec.Maps {
+		if m := s.maps[name]; m != nil {
+			out[name] = m
+		}
+	}
+	return out
+}
+
+// Close closes all maps. The pins stay.
+func (s *Set) Close() {
+	for _, m := range s.maps {
+		m.Close()
+	}
+}
+
+// Map is a hash or trie map as a reconcile target.
+type Map[K comparable, V any] struct{ m *ebpf.Map }
+
+// Target returns the map of a name as a target. K and V must be its key and value types.
+func Target[K comparable, V any](s *Set, name string) (Map[K, V], error) {
+	m, err := s.Get(name)
+	return Map[K, V]{m}, err
+}
+
+// Load reads all entries.
+func (t Map[K, V]) Load(context.Context) (map[K]V, error) {
+	out := map[K]V{}
+	var k K
+	var v V
+	it := t.m.Iterate()
+	for it.Next(&k, &v) {
+		out[k] = v
+	}
+	return out, it.Err()
+}
+
+// Set writes one entry; readers see the old or the new value.
+func (t Map[K, V]) Set(_ context.Context, k K, v V) error { return t.m.Update(&k, &v, ebpf.UpdateAny) }
+
+// Delete removes one entry.
+func (t Map[K, V]) Delete(_ context.Context, k K) error {
+	if err := t.m.Delete(&k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Array is an array map as a reconcile target: zero elements count as absent.
+type Array[V comparable] struct{ m *ebpf.Map }
+
+// ArrayTarget returns the array of a name as a target.
+func ArrayTarget[V comparable](s *Set, name string) (Array[V], error) {
+	m, err := s.Get(name)
+	return Array[V]{m}, err
+}
+
+// Load reads all elements that are not zero.
+func (t Array[V]) Load(context.Context) (map[uint32]V, error) {
+	out := map[uint32]V{}
+	var zero V
+	n := int(t.m.MaxEntries())
+	keys, values := make([]uint32, min(n, 1024)), make([]V, min(n, 1024))
+	var cursor ebpf.MapBatchCursor
+	for {
+		c, err := t.m.BatchLookup(&cursor, keys, values, nil)
+		for i := range c {
+			if values[i] != zero {
+				out[keys[i]] = values[i]
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Set writes one element.
+func (t Array[V]) Set(_ context.Context, k uint32, v V) error {
+	return t.m.Update(&k, &v, ebpf.UpdateAny)
+}
+
+// Delete zeroes one element.
+func (t Array[V]) Delete(_ context.Context, k uint32) error {
+	var zero V
+	return t.m.Update(&k, &zero, ebpf.UpdateAny)
+}

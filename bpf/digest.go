@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import "crypto/sha256"
+
+// MapABI is the number that pin names of maps end in.
+const MapABI = 1
+
+// Digest identifies the compiled objects.
+func Digest() [sha256.Size]byte {
+	h := sha256.New()
+	for _, b := range [][]byte{_TcBytes, _SockBytes, _GcBytes} {
+		h.Write(b)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
