@@ -12,6 +12,7 @@ package status
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -38,6 +39,12 @@ const (
 	UI          = "hubble-ui"
 	ClusterMesh = "clustermesh-apiserver"
 )
+
+// listLimit is how long the API server may take to answer all lists.
+const listLimit = 10 * time.Second
+
+// ErrNoAnswer means that the API server takes requests and does not answer them.
+var ErrNoAnswer = errors.New("the API server does not answer")
 
 // agentContainer is the container that the in-pod commands run in.
 const agentContainer = "cilium-agent"
@@ -151,18 +158,18 @@ func (s *Status) addWarning(workload, pod string, p Problem) {
 }
 
 // Count sums up the problems of one workload, or of all for an empty name.
-func (s *Status) Count(workload string) (errors, warnings int, disabled bool) {
+func (s *Status) Count(workload string) (errs, warnings int, disabled bool) {
 	for w, pods := range s.Errors {
 		if workload != "" && w != workload {
 			continue
 		}
 		for _, p := range pods {
-			errors += len(p.Errors)
+			errs += len(p.Errors)
 			warnings += len(p.Warnings)
 			disabled = disabled || p.Disabled
 		}
 	}
-	return errors, warnings, disabled
+	return errs, warnings, disabled
 }
 
 // OK says whether nothing is wrong. Warnings count only when asked for.
@@ -191,6 +198,9 @@ func (c *Collector) Collect(ctx context.Context) (*Status, error) {
 		CiliumEndpoints: map[string][]api.Endpoint{}, Errors: map[string]map[string]Problems{},
 		CollectionErrors: []string{}, ConfigErrors: []string{},
 	}}
+	agentCtx := ctx
+	ctx, cancel := context.WithTimeout(ctx, listLimit)
+	defer cancel()
 	// The agents are asked as soon as the pods of the namespace are known; the other lists are
 	// read meanwhile.
 	var asked sync.WaitGroup
@@ -215,17 +225,20 @@ func (c *Collector) Collect(ctx context.Context) (*Status, error) {
 				return err
 			}
 			g.pods = l.Items
-			asked.Go(func() { g.agents(ctx) })
+			asked.Go(func() { g.agents(agentCtx) })
 			return nil
 		},
 		func() error { g.optional(ctx); return nil },
 	)
 	asked.Wait()
 	if needed != nil {
+		if agentCtx.Err() == nil && ctx.Err() != nil {
+			needed = fmt.Errorf("%w within %s: %w", ErrNoAnswer, listLimit, needed)
+		}
 		return nil, needed
 	}
 	g.workloads()
-	g.podProblems(ctx)
+	g.podProblems(agentCtx)
 	g.dropEchoes()
 	g.warnings()
 	if !g.out.OK(false) {

@@ -23,9 +23,6 @@ import (
 // this is a poll.
 const statusPoll = time.Second
 
-// collectLimit is how long one look may take.
-const collectLimit = 30 * time.Second
-
 type statusFlags struct {
 	wait           bool
 	waitDuration   time.Duration
@@ -108,14 +105,11 @@ func runStatus(ctx context.Context, w World, f statusFlags, col *status.Collecto
 	return nil
 }
 
-// collect looks once. An API server that accepts requests and does not answer counts as one that
-// cannot be reached.
+// collect looks once. An API server that does not answer counts as one that cannot be reached.
 func collect(ctx context.Context, col *status.Collector) (*status.Status, error) {
-	limit, cancel := context.WithTimeout(ctx, collectLimit)
-	defer cancel()
-	s, err := col.Collect(limit)
-	if err != nil && ctx.Err() == nil && limit.Err() != nil {
-		err = fmt.Errorf("%w: the API server did not answer within %s", kube.ErrUnreachable, collectLimit)
+	s, err := col.Collect(ctx)
+	if errors.Is(err, status.ErrNoAnswer) {
+		err = fmt.Errorf("%w: %w", kube.ErrUnreachable, err)
 	}
 	return s, err
 }
