@@ -12,9 +12,24 @@ import (
 // Steps lists the names that Main knows.
 const Steps = "mount-bpffs, mount-cgroup, install-cni, clean-state"
 
-// Main runs one step, `lash-agent init STEP [flags]`, and returns the exit code. cleanKernel
-// removes what Lash has put into the kernel, given the BPF file system's mount point.
-func Main(ctx context.Context, args []string, out, errw io.Writer, cleanKernel func(ctx context.Context, bpfRoot string) error) int {
+// World is what Main takes from outside.
+type World struct {
+	Out, Err io.Writer
+	Getenv   func(string) string
+	// CleanKernel removes what Lash has put into the kernel, given the BPF file system's mount point.
+	CleanKernel func(ctx context.Context, bpfRoot string) error
+}
+
+// Main runs one step, `lash-agent init STEP [flags]`, and returns the exit code. Flags win over the
+// environment variables that the chart sets.
+func Main(ctx context.Context, args []string, w World) int {
+	out, errw := w.Out, w.Err
+	env := func(name, def string) string {
+		if v := w.Getenv(name); v != "" {
+			return v
+		}
+		return def
+	}
 	if len(args) == 0 {
 		fmt.Fprintf(errw, "Error: init needs a step: %s\n", Steps)
 		return 2
@@ -31,13 +46,13 @@ func Main(ctx context.Context, args []string, out, errw io.Writer, cleanKernel f
 	}
 	switch step {
 	case "mount-bpffs":
-		path := fl.String("path", "/sys/fs/bpf", "where the BPF file system has to be")
+		path := fl.String("path", env("BPF_ROOT", "/sys/fs/bpf"), "where the BPF file system has to be")
 		run = func() (string, error) {
 			done, err := MountBPF(*path)
 			return say(done, "mounted bpffs at "+*path, "bpffs is mounted at "+*path, err)
 		}
 	case "mount-cgroup":
-		path := fl.String("path", "/run/cilium/cgroupv2", "where the cgroup2 hierarchy has to be")
+		path := fl.String("path", env("CGROUP_ROOT", "/run/cilium/cgroupv2"), "where the cgroup2 hierarchy has to be")
 		host := fl.String("host-cgroup", "/host/sys/fs/cgroup", "the node's /sys/fs/cgroup")
 		run = func() (string, error) {
 			done, err := MountCgroup(*path, *host)
@@ -45,18 +60,26 @@ func Main(ctx context.Context, args []string, out, errw io.Writer, cleanKernel f
 		}
 	case "install-cni":
 		from := fl.String("from", "/opt/lash/bin/lash-cni", "the CNI plugin in this image")
-		to := fl.String("to", "/host/opt/cni/bin/cilium-cni", "where it goes on the node")
+		to := fl.String("to", env("CNI_BIN", "/host/opt/cni/bin")+"/cilium-cni", "where it goes on the node")
 		run = func() (string, error) {
 			done, err := InstallCNI(*from, *to)
 			return say(done, "wrote "+*to, *to+" is up to date", err)
 		}
 	case "clean-state":
-		bpfRoot := fl.String("bpf-root", "/sys/fs/bpf", "the node's BPF file system")
+		bpfRoot := fl.String("bpf-root", env("BPF_ROOT", "/sys/fs/bpf"), "the node's BPF file system")
 		conf := fl.String("cni-conf", "/host/etc/cni/net.d/05-cilium.conflist", "CNI configuration to remove")
-		plugin := fl.String("cni-plugin", "/host/opt/cni/bin/cilium-cni", "CNI plugin to remove")
+		plugin := fl.String("cni-plugin", env("CNI_BIN", "/host/opt/cni/bin")+"/cilium-cni", "CNI plugin to remove")
+		all := fl.Bool("all", env("CILIUM_ALL_STATE", "false") == "true", "remove everything that Lash left on the node")
+		kernel := fl.Bool("bpf", env("CILIUM_BPF_STATE", "false") == "true", "remove what Lash put into the kernel")
 		run = func() (string, error) {
+			if *kernel && !*all {
+				return "removed programs, maps, devices and routes of Lash", w.CleanKernel(ctx, *bpfRoot)
+			}
+			if !*all {
+				return "nothing to remove was asked for (--all or --bpf)", nil
+			}
 			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Folders: []string{"/run/lash", "/var/run/cilium"}}
-			err := Clean(ctx, t, func(ctx context.Context) error { return cleanKernel(ctx, *bpfRoot) })
+			err := Clean(ctx, t, func(ctx context.Context) error { return w.CleanKernel(ctx, *bpfRoot) })
 			return "removed programs, maps, devices, routes and files of Lash", err
 		}
 	default:

@@ -77,9 +77,37 @@ func TestMainNamesWhatIsWrong(t *testing.T) {
 		{[]string{"install-cni", "--from", "/nonexistent"}, "CNI plugin in the image"},
 	} {
 		var out, errw bytes.Buffer
-		code := Main(context.Background(), c.args, &out, &errw, nil)
+		code := Main(context.Background(), c.args, World{Out: &out, Err: &errw, Getenv: func(string) string { return "" }})
 		if code == 0 || !strings.Contains(errw.String(), c.want) {
 			t.Errorf("%q: code %d, %q lacks %q", c.args, code, errw.String(), c.want)
+		}
+	}
+}
+
+func TestCleanStateActsOnlyWhenAsked(t *testing.T) {
+	for _, c := range []struct {
+		env  map[string]string
+		args []string
+		want bool
+	}{
+		{nil, nil, false},
+		{map[string]string{"CILIUM_ALL_STATE": "false", "CILIUM_BPF_STATE": "false"}, nil, false},
+		{map[string]string{"CILIUM_BPF_STATE": "true", "BPF_ROOT": "/bpf"}, nil, true},
+		{nil, []string{"--bpf", "--bpf-root", "/bpf"}, true},
+	} {
+		cleaned := false
+		var out bytes.Buffer
+		code := Main(context.Background(), append([]string{"clean-state"}, c.args...), World{
+			Out: &out, Err: &out, Getenv: func(k string) string { return c.env[k] },
+			CleanKernel: func(_ context.Context, root string) error {
+				if cleaned = true; root != "/bpf" {
+					t.Errorf("BPF root %q", root)
+				}
+				return nil
+			},
+		})
+		if code != 0 || cleaned != c.want {
+			t.Errorf("%v %v: code %d, cleaned %v: %s", c.env, c.args, code, cleaned, out.String())
 		}
 	}
 }

@@ -265,13 +265,12 @@ func ListenTCP(ctx context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// Health is the handler of the kubelet's probes on /healthz. With header "brief: true" or query
-// "ready" it answers 503 while ready returns an error; else (liveness) it answers 200 as long as
+// Health is the handler of the kubelet's probes on /healthz. With query "ready" it answers 503 while ready returns an error; else (liveness) it answers 200 as long as
 // the process can answer.
 func Health(ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		asked := r.Header.Get("brief") == "true" || r.URL.Query().Has("ready")
+		asked := r.URL.Query().Has("ready")
 		if err := ready(); err != nil && asked {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
