@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+const (
+	agentBinary  = "/usr/bin/lash-agent"
+	nobody       = 65532
+	managedLabel = "app.kubernetes.io/name"
+	managedValue = "cilium-cli"
+)
+
+// workload is one Deployment of a single pod on a given node.
+type workload struct {
+	name, kind string
+	node       string
+	labels     map[string]string
+}
+
+func (e *Env) workloads() []workload {
+	w := []workload{
+		{"client", "client", e.Local.Name, nil},
+		{"client2", "client", e.Local.Name, map[string]string{"other": "client"}},
+		{"echo-same-node", "echo", e.Local.Name, map[string]string{"other": "echo"}},
+	}
+	if !e.SingleNode() {
+		w = append(w,
+			workload{"client3", "client", e.Other.Name, map[string]string{"other": "client-other-node"}},
+			workload{"echo-other-node", "echo", e.Other.Name, map[string]string{"first": "echo"}})
+	}
+	return w
+}
+
+// services maps the name of each Service to the label "name" of its backends.
+func (e *Env) services() map[string]string {
+	s := map[string]string{"echo-same-node": "echo-same-node", "client": "client", "no-endpoints": "nobody"}
+	if !e.SingleNode() {
+		s["echo-other-node"] = "echo-other-node"
+	}
+	return s
+}
+
+// deploy creates everything and waits until it runs.
+func (e *Env) deploy(ctx context.Context) error {
+	ns := e.opts.TestNamespace
+	if err := e.makeNamespace(ctx); err != nil {
+		return err
+	}
+	for name, selector := range e.services() {
+		svc, err := e.opts.Client.CoreV1().Services(ns).Create(ctx, serviceObject(name, selector), metav1.CreateOptions{})
+		if err != nil {
+			return fmt.Errorf("create Service %s: %w", name, err)
+		}
+		e.Services[name] = servicePeer(svc)
+	}
+	for _, w := range e.workloads() {
+		if _, err := e.opts.Client.AppsV1().Deployments(ns).Create(ctx, e.deployment(w), metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create Deployment %s: %w", w.name, err)
+		}
+	}
+	if _, err := e.opts.Client.AppsV1().DaemonSets(ns).Create(ctx, e.hostDaemonSet(), metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("create DaemonSet host-netns: %w", err)
+	}
+	return e.waitPods(ctx)
+}
+
+// makeNamespace creates the test namespace; one that an earlier run left behind is removed first.
+func (e *Env) makeNamespace(ctx context.Context) error {
+	name := e.opts.TestNamespace
+	labels := map[string]string{managedLabel: managedValue, "pod-security.kubernetes.io/enforce": "privileged"}
+	maps.Copy(labels, e.opts.NamespaceLabels)
+	obj := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, Annotations: e.opts.NamespaceAnnotations}}
+	for {
+		_, err := e.opts.Client.CoreV1().Namespaces().Create(ctx, obj, metav1.CreateOptions{})
+		if !apierrors.IsAlreadyExists(err) {
+			return err
+		}
+		old, err := e.opts.Client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if old.Labels[managedLabel] != managedValue {
+			return fmt.Errorf("namespace %s exists and was not made by a connectivity test (it lacks the label %s=%s); choose another with --test-namespace", name, managedLabel, managedValue)
+		}
+		e.opts.Progress.Info("Removing namespace %s, which an earlier run left behind", name)
+		if err := e.removeNamespace(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// removeNamespace deletes the test namespace and waits until it is gone.
+func (e *Env) removeNamespace(ctx context.Context) error {
+	c := e.opts.Client.CoreV1().Namespaces()
+	name := e.opts.TestNamespace
+	w, err := c.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
+	if err != nil {
+		return fmt.Errorf("watch namespace %s: %w", name, err)
+	}
+	defer w.Stop()
+	now := int64(0)
+	// Pods first and without grace: the namespace's controller would give each its 30 s.
+	_ = e.opts.Client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
+	if err := c.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if !apierrors.IsConflict(err) {
+			return fmt.Errorf("delete namespace %s: %w", name, err)
+		}
+	}
+	for {
+		if _, err := c.Get(ctx, name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+			return nil
+		}
+		select {
+		case ev, open := <-w.ResultChan():
+			if !open {
+				return e.removeNamespace(ctx)
+			}
+			if ev.Type == watch.Deleted {
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("namespace %s is still being removed: %w", name, ctx.Err())
+		}
+	}
+}
+
+func serviceObject(name, selector string) *corev1.Service {
+	dual := corev1.IPFamilyPolicyPreferDualStack
+	port := func(name string, p int32, proto corev1.Protocol) corev1.ServicePort {
+		return corev1.ServicePort{Name: name, Port: p, TargetPort: intstr.FromInt32(p), Protocol: proto}
+	}
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kind": "echo"}},
+		Spec: corev1.ServiceSpec{
+			Selector:       map[string]string{"name": selector},
+			IPFamilyPolicy: &dual,
+			Ports: []corev1.ServicePort{
+				port("http", httpPort, corev1.ProtocolTCP), port("tcp", tcpPort, corev1.ProtocolTCP), port("udp", udpPort, corev1.ProtocolUDP),
+			},
+		},
+	}
+}
+
+func (e *Env) deployment(w workload) *appsv1.Deployment {
+	labels := map[string]string{"name": w.name, "kind": w.kind}
+	maps.Copy(labels, w.labels)
+	one := int32(1)
+	spec := e.podSpec(httpPort, tcpPort, udpPort)
+	spec.SecurityContext = &corev1.PodSecurityContext{
+		RunAsNonRoot: ptr(true), RunAsUser: ptr(int64(nobody)), RunAsGroup: ptr(int64(nobody)),
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+	spec.Affinity = onNode(w.node)
+	return &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: w.name, Labels: labels},
+		Spec: appsv1.DeploymentSpec{
+			Replicas: &one,
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"name": w.name}},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: spec},
+		},
+	}
+}
+
+func (e *Env) hostDaemonSet() *appsv1.DaemonSet {
+	labels := map[string]string{"name": "host-netns", "kind": "host-netns"}
+	spec := e.podSpec(hostHTTPPort, hostTCPPort, hostUDPPort)
+	spec.HostNetwork = true
+	spec.DNSPolicy = corev1.DNSClusterFirstWithHostNet
+	// A host has no net.ipv4.ping_group_range for us: ping needs a raw socket there.
+	spec.Containers[0].SecurityContext.Capabilities.Add = []corev1.Capability{"NET_RAW"}
+	spec.Containers[0].SecurityContext.RunAsUser = ptr(int64(0))
+	var names []string
+	for _, n := range e.Nodes {
+		names = append(names, n.Name)
+	}
+	spec.Affinity = onNode(names...)
+	return &appsv1.DaemonSet{
+		ObjectMeta: metav1.ObjectMeta{Name: "host-netns", Labels: labels},
+		Spec: appsv1.DaemonSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"name": "host-netns"}},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: spec},
+		},
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func (e *Env) podSpec(http, tcp, udp int) corev1.PodSpec {
+	return corev1.PodSpec{
+		AutomountServiceAccountToken:  ptr(false),
+		EnableServiceLinks:            ptr(false),
+		TerminationGracePeriodSeconds: ptr(int64(1)),
+		Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		Containers: []corev1.Container{{
+			Name: "echo", Image: e.Image, ImagePullPolicy: corev1.PullIfNotPresent,
+			Command: []string{agentBinary, "echo", fmt.Sprintf("--http=%d", http), fmt.Sprintf("--tcp=%d", tcp), fmt.Sprintf("--udp=%d", udp)},
+			Env:     []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: "64MiB"}},
+			Ports: []corev1.ContainerPort{
+				{Name: "http", ContainerPort: int32(http), Protocol: corev1.ProtocolTCP},
+				{Name: "tcp", ContainerPort: int32(tcp), Protocol: corev1.ProtocolTCP},
+				{Name: "udp", ContainerPort: int32(udp), Protocol: corev1.ProtocolUDP},
+			},
+			// Ready has to mean listening. The probe runs inside the pod: one from the kubelet would
+			// already need the path from node to pod.
+			StartupProbe: &corev1.Probe{
+				ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{
+					Command: []string{agentBinary, "probe", "tcp", fmt.Sprintf("localhost:%d", tcp)},
+				}},
+				PeriodSeconds: 1, TimeoutSeconds: 10, FailureThreshold: 30,
+			},
+			SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true),
+				Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			},
+		}},
+	}
+}
+
+// onNode pins a pod to one of some nodes by name, whatever labels they have.
+func onNode(names ...string) *corev1.Affinity {
+	var terms []corev1.NodeSelectorTerm
+	for _, n := range names {
+		terms = append(terms, corev1.NodeSelectorTerm{MatchFields: []corev1.NodeSelectorRequirement{
+			{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{n}},
+		}})
+	}
+	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: terms},
+	}}
+}
+
+// deployLimit is how long the pods may take to run.
+const deployLimit = 2 * time.Minute
+
+// waitPods follows the pods of the test namespace until all are ready, and notes them in e.
+func (e *Env) waitPods(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, deployLimit, errors.New("time ran out"))
+	defer cancel()
+	want := map[string]int{"host-netns": len(e.Nodes)}
+	for _, w := range e.workloads() {
+		want[w.name] = 1
+	}
+	missing := "no pod has been created"
+	err := e.followPods(ctx, func(pods []corev1.Pod) bool {
+		missing = missingPods(pods, want)
+		if missing == "" {
+			e.notePods(pods)
+		}
+		return missing == ""
+	})
+	if err != nil {
+		return fmt.Errorf("the test pods do not run (%w): %s", err, missing)
+	}
+	return nil
+}
+
+func missingPods(pods []corev1.Pod, want map[string]int) string {
+	have := map[string]int{}
+	var problems []string
+	for i := range pods {
+		p := &pods[i]
+		if podReady(p) && len(p.Status.PodIPs) > 0 {
+			have[p.Labels["name"]]++
+		} else if p.DeletionTimestamp == nil {
+			problems = append(problems, fmt.Sprintf("%s on %s: %s", p.Name, p.Spec.NodeName, podProblem(p)))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		if have[name] < want[name] && len(problems) == 0 {
+			problems = append(problems, fmt.Sprintf("%s: %d of %d pods", name, have[name], want[name]))
+		}
+		if have[name] < want[name] {
+			slices.Sort(problems)
+			return strings.Join(problems, "; ")
+		}
+	}
+	return ""
+}
+
+// followPods lists the pods and follows their changes until done says so or ctx ends.
+func (e *Env) followPods(ctx context.Context, done func([]corev1.Pod) bool) error {
+	c := e.opts.Client.CoreV1().Pods(e.opts.TestNamespace)
+	for {
+		list, err := c.List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		if done(list.Items) {
+			return nil
+		}
+		w, err := c.Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
+		if err != nil {
+			return err
+		}
+		err = followWatch(ctx, w, list.Items, done)
+		w.Stop()
+		if !errors.Is(err, errWatchClosed) {
+			return err
+		}
+	}
+}
+
+var errWatchClosed = errors.New("watch closed")
+
+func followWatch(ctx context.Context, w watch.Interface, pods []corev1.Pod, done func([]corev1.Pod) bool) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case ev, open := <-w.ResultChan():
+			if !open || ev.Type == watch.Error {
+				return errWatchClosed
+			}
+			p, ok := ev.Object.(*corev1.Pod)
+			if !ok {
+				continue
+			}
+			i := slices.IndexFunc(pods, func(o corev1.Pod) bool { return o.Name == p.Name })
+			switch {
+			case ev.Type == watch.Deleted && i >= 0:
+				pods = slices.Delete(pods, i, i+1)
+			case ev.Type == watch.Deleted:
+			case i >= 0:
+				pods[i] = *p
+			default:
+				pods = append(pods, *p)
+			}
+			if done(pods) {
+				return nil
+			}
+		}
+	}
+}
+
+// notePods fills in Clients, Echoes, Hosts and Families.
+func (e *Env) notePods(pods []corev1.Pod) {
+	slices.SortFunc(pods, func(a, b corev1.Pod) int {
+		return strings.Compare(a.Labels["name"]+a.Spec.NodeName, b.Labels["name"]+b.Spec.NodeName)
+	})
+	e.Clients, e.Echoes, e.Hosts = nil, nil, nil
+	for i := range pods {
+		p := &pods[i]
+		if !podReady(p) {
+			continue
+		}
+		peer := Peer{Kind: PeerPod, Name: p.Labels["name"], Pod: p.Name, Host: p.Name, Node: p.Spec.NodeName}
+		for _, ip := range p.Status.PodIPs {
+			if a, err := netip.ParseAddr(ip.IP); err == nil {
+				peer.IPs = append(peer.IPs, a)
+			}
+		}
+		switch p.Labels["kind"] {
+		case "client":
+			e.Clients = append(e.Clients, peer)
+		case "echo":
+			e.Echoes = append(e.Echoes, peer)
+		case "host-netns":
+			peer.Kind, peer.Name, peer.Host = PeerHost, p.Spec.NodeName, ""
+			if n := e.node(peer.Node); n != nil {
+				peer.IPs = n.IPs
+			}
+			e.Hosts = append(e.Hosts, peer)
+		}
+	}
+	e.Families = nil
+	for _, f := range e.opts.Families {
+		if len(e.Clients) > 0 && e.Clients[0].IP(f).IsValid() {
+			e.Families = append(e.Families, f)
+		}
+	}
+}

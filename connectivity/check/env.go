@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Ports of the echo servers: in pods, and on hosts where they must not meet others.
+const (
+	httpPort, tcpPort, udpPort             = 8080, 8081, 8082
+	hostHTTPPort, hostTCPPort, hostUDPPort = 18280, 18281, 18282
+)
+
+// Node is a node that takes part.
+type Node struct {
+	Name  string
+	IPs   []netip.Addr // InternalIPs
+	Agent *corev1.Pod  // nil: none runs here
+	// Problem says why the agent cannot be used; empty when it is ready.
+	Problem string
+	taints  []corev1.Taint
+}
+
+// Ready says whether the node can run test pods.
+func (n Node) Ready() bool { return n.Agent != nil && n.Problem == "" }
+
+// PeerKind is what a Peer is.
+type PeerKind string
+
+// The kinds.
+const (
+	PeerPod      PeerKind = "pod"
+	PeerHost     PeerKind = "node"
+	PeerService  PeerKind = "service"
+	PeerExternal PeerKind = "external"
+	PeerName     PeerKind = "name"
+)
+
+// Peer is one end of an action.
+type Peer struct {
+	Kind PeerKind
+	Name string // for messages: pod, node or Service name
+	Pod  string // pod to exec into, for sources
+	Host string // name that its echo server answers with
+	Node string
+	IPs  []netip.Addr
+}
+
+// String is the peer in a message.
+func (p Peer) String() string {
+	switch p.Kind {
+	case PeerHost:
+		return "node " + p.Name
+	case PeerService:
+		return "service " + p.Name
+	}
+	if p.Node != "" {
+		return p.Name + "@" + p.Node
+	}
+	return p.Name
+}
+
+// At is the peer with its address of a family.
+func (p Peer) At(family int) string {
+	if ip := p.IP(family); ip.IsValid() {
+		return p.String() + " (" + ip.String() + ")"
+	}
+	return p.String()
+}
+
+// IP returns the peer's address of a family, invalid when it has none.
+func (p Peer) IP(family int) netip.Addr {
+	for _, ip := range p.IPs {
+		if ip.Is6() == (family == 6) {
+			return ip
+		}
+	}
+	return netip.Addr{}
+}
+
+func (p Peer) target(family, port int) string {
+	return net.JoinHostPort(p.IP(family).String(), strconv.Itoa(port))
+}
+
+// Env is what the scenarios work with.
+type Env struct {
+	opts   Options
+	Config map[string]string // ConfigMap cilium-config
+	Image  string
+	Nodes  []Node
+	// Local and Other are the nodes of the test pods; Other is the zero Node in a single-node run.
+	Local, Other Node
+	Families     []int
+	Clients      []Peer // client, client2 on Local, client3 on Other
+	Echoes       []Peer // echo-same-node on Local, echo-other-node on Other
+	Hosts        []Peer // one a node, hostNetwork
+	// Services by name; the backends of echo-* are Echoes of the same name.
+	Services map[string]Peer
+	DNS      Peer // zero when the cluster has no DNS Service
+	API      Peer
+	Outside  *Peer
+
+	sessions *sessions
+	watch    *watcher
+	drops    dropCounters
+}
+
+// SingleNode says whether there is only one node to place pods on.
+func (e *Env) SingleNode() bool { return e.Other.Name == "" }
+
+// KubeProxyReplacement says whether Services are our own.
+func (e *Env) KubeProxyReplacement() bool { return e.Config["kube-proxy-replacement"] == "true" }
+
+// Masquerade says whether pods are hidden behind their node outside the cluster.
+func (e *Env) Masquerade(family int) bool {
+	return e.Config["enable-ipv"+strconv.Itoa(family)+"-masquerade"] == "true"
+}
+
+// node returns a node by name.
+func (e *Env) node(name string) *Node {
+	for i := range e.Nodes {
+		if e.Nodes[i].Name == name {
+			return &e.Nodes[i]
+		}
+	}
+	return nil
+}
+
+// host returns the hostNetwork pod of a node.
+func (e *Env) host(node string) (Peer, bool) {
+	i := slices.IndexFunc(e.Hosts, func(p Peer) bool { return p.Node == node })
+	if i < 0 {
+		return Peer{}, false
+	}
+	return e.Hosts[i], true
+}
+
+// discover finds out what the cluster is before anything is deployed.
+func discover(ctx context.Context, o Options) (*Env, error) {
+	e := &Env{opts: o, Services: map[string]Peer{}}
+	ds, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(ctx, o.AgentDaemonSet, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("find the agents: %w", err)
+	}
+	for _, c := range ds.Spec.Template.Spec.Containers {
+		if c.Name == "cilium-agent" || e.Image == "" {
+			e.Image = c.Image
+		}
+	}
+	if o.Image != "" {
+		e.Image = o.Image
+	}
+	if cm, err := o.Client.CoreV1().ConfigMaps(o.Namespace).Get(ctx, "cilium-config", metav1.GetOptions{}); err == nil {
+		e.Config = cm.Data
+	}
+	agents, err := o.Client.CoreV1().Pods(o.Namespace).List(ctx, metav1.ListOptions{LabelSelector: o.AgentSelector})
+	if err != nil {
+		return nil, fmt.Errorf("list the agents: %w", err)
+	}
+	nodes, err := o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: o.NodeSelector})
+	if err != nil {
+		return nil, fmt.Errorf("list the nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		e.Nodes = append(e.Nodes, describeNode(&nodes.Items[i], agents.Items))
+	}
+	slices.SortFunc(e.Nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	return e, e.place()
+}
+
+func describeNode(n *corev1.Node, agents []corev1.Pod) Node {
+	out := Node{Name: n.Name, taints: n.Spec.Taints}
+	for _, a := range n.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+			out.IPs = append(out.IPs, ip)
+		}
+	}
+	for i := range agents {
+		p := &agents[i]
+		if p.Spec.NodeName != n.Name || p.DeletionTimestamp != nil {
+			continue
+		}
+		if out.Agent == nil || podReady(p) {
+			out.Agent = p
+		}
+	}
+	switch {
+	case out.Agent == nil:
+		out.Problem = "no agent runs on it"
+	case !podReady(out.Agent):
+		out.Problem = fmt.Sprintf("its agent %s is not ready: %s", out.Agent.Name, podProblem(out.Agent))
+	}
+	return out
+}
+
+func podReady(p *corev1.Pod) bool {
+	if p.DeletionTimestamp != nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// podProblem says what keeps a pod from being ready, in the words of its container states.
+func podProblem(p *corev1.Pod) string {
+	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if w := s.State.Waiting; w != nil && w.Reason != "PodInitializing" {
+			return strings.TrimSpace(fmt.Sprintf("container %s waits: %s %s", s.Name, w.Reason, w.Message))
+		}
+		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
+			return strings.TrimSpace(fmt.Sprintf("container %s ended with code %d: %s %s", s.Name, t.ExitCode, t.Reason, t.Message))
+		}
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Status != corev1.ConditionTrue && c.Message != "" {
+			return c.Message
+		}
+	}
+	return "phase " + string(p.Status.Phase)
+}
+
+// place picks the two nodes of the test pods: ready ones, without taints first.
+func (e *Env) place() error {
+	var ready, problems []string
+	for _, tainted := range []bool{false, true} {
+		for _, n := range e.Nodes {
+			if n.Ready() && noSchedule(n.taints) == tainted {
+				ready = append(ready, n.Name)
+			}
+		}
+	}
+	for _, n := range e.Nodes {
+		if n.Problem != "" {
+			problems = append(problems, n.Name+": "+n.Problem)
+		}
+	}
+	if len(ready) == 0 {
+		if len(problems) == 0 {
+			return errors.New("no node to test on")
+		}
+		return fmt.Errorf("no node has an agent that is ready:\n  %s", strings.Join(problems, "\n  "))
+	}
+	e.Local = *e.node(ready[0])
+	if len(ready) > 1 && !e.opts.SingleNode {
+		e.Other = *e.node(ready[1])
+	}
+	return nil
+}
+
+func noSchedule(taints []corev1.Taint) bool {
+	return slices.ContainsFunc(taints, func(t corev1.Taint) bool {
+		return t.Effect == corev1.TaintEffectNoSchedule || t.Effect == corev1.TaintEffectNoExecute
+	})
+}
+
+// findServices looks up what the cluster brings itself.
+func (e *Env) findServices(ctx context.Context) error {
+	api, err := e.opts.Client.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("find the Service of the API server: %w", err)
+	}
+	e.API = servicePeer(api)
+	e.API.Name = "default/kubernetes"
+	list, err := e.opts.Client.CoreV1().Services("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
+	if err != nil {
+		return fmt.Errorf("find the cluster's DNS: %w", err)
+	}
+	if len(list.Items) > 0 {
+		e.DNS = servicePeer(&list.Items[0])
+		e.DNS.Name = "kube-system/" + list.Items[0].Name
+	}
+	return nil
+}
+
+func servicePeer(s *corev1.Service) Peer {
+	p := Peer{Kind: PeerService, Name: s.Name}
+	for _, ip := range s.Spec.ClusterIPs {
+		if a, err := netip.ParseAddr(ip); err == nil {
+			p.IPs = append(p.IPs, a)
+		}
+	}
+	return p
+}
+
+// probeFor is a probe with the run's time limit.
+func (e *Env) timeoutMillis() int { return int(e.opts.RequestTimeout / time.Millisecond) }

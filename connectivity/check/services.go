@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/connectivity/probe"
+)
+
+// serviceLimit is how long a new Service may take to reach every node.
+const serviceLimit = 30 * time.Second
+
+// waitServices returns when every node translates the Services of the test namespace. An agent
+// says so itself; kube-proxy has no such question, so there the Services are tried.
+func (e *Env) waitServices(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, serviceLimit)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, h := range e.Hosts {
+		n := e.node(h.Node)
+		if n == nil || !n.Ready() {
+			continue
+		}
+		g.Go(func() error {
+			if e.KubeProxyReplacement() {
+				return e.waitAgentServices(ctx, n.Name)
+			}
+			return e.waitProxyServices(ctx, h)
+		})
+	}
+	return g.Wait()
+}
+
+// waitAgentServices asks an agent until it has every frontend with its backends. The list is a
+// question without a way to wait for its answer.
+func (e *Env) waitAgentServices(ctx context.Context, node string) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	missing := "nothing is known"
+	for {
+		out, err := e.inAgent(ctx, node, "cilium", "service", "list", "-o", "json")
+		var list []api.Service
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &list)
+		}
+		if err == nil {
+			if missing = e.missingFrontend(list); missing == "" {
+				return nil
+			}
+		} else if ctx.Err() == nil {
+			missing = err.Error()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("node %s does not know the Services of the test: %s", node, missing)
+		}
+	}
+}
+
+// missingFrontend names the first Service address that the list lacks, or has without backend.
+func (e *Env) missingFrontend(list []api.Service) string {
+	backends := map[netip.AddrPort]int{}
+	for _, s := range list {
+		ip, err := netip.ParseAddr(s.Spec.Frontend.IP)
+		if err == nil {
+			backends[netip.AddrPortFrom(ip, s.Spec.Frontend.Port)] += len(s.Spec.Backends)
+		}
+	}
+	for _, name := range sortedKeys(e.Services) {
+		for _, ip := range e.Services[name].IPs {
+			for _, port := range []uint16{httpPort, tcpPort, udpPort} {
+				n, ok := backends[netip.AddrPortFrom(ip, port)]
+				if !ok {
+					return fmt.Sprintf("no frontend %s port %d (%s)", ip, port, name)
+				}
+				if n == 0 && name != "no-endpoints" {
+					return fmt.Sprintf("frontend %s port %d (%s) has no backend", ip, port, name)
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func (e *Env) waitProxyServices(ctx context.Context, h Peer) error {
+	for _, name := range sortedKeys(e.Services) {
+		if name == "no-endpoints" {
+			continue
+		}
+		for _, f := range e.Families {
+			if !e.Services[name].IP(f).IsValid() {
+				continue
+			}
+			p := probe.Probe{Proto: probe.TCP, Target: e.Services[name].target(f, tcpPort), TimeoutMillis: 1000}
+			for {
+				res, err := e.sessions.do(ctx, h.Pod, p)
+				if err == nil && res.OK {
+					break
+				}
+				if ctx.Err() != nil {
+					return fmt.Errorf("node %s does not reach Service %s: %s", h.Node, name, res.Error)
+				}
+				if err != nil {
+					return err
+				}
+				if res.Kind != probe.KindTimeout { // it answers at once, so ask again later
+					if err := wait(ctx, 200*time.Millisecond); err != nil {
+						return errors.New(res.Error)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
