@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build tools
 
 // Package containerd pins the container runtime of the local cluster's nodes. It holds no code:

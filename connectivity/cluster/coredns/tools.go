@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 //go:build tools
 
 // Package coredns pins the DNS server of the local cluster. It holds no code: the import keeps

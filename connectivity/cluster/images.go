@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cluster
+
+import (
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"lash.internal/lash/install/image"
+)
+
+func (k *making) pauseRef() string { return "localhost/pause:" + k.programs.versions["node"] }
+
+func (k *making) dnsRef() string { return "localhost/coredns:" + k.programs.versions["coredns"] }
+
+func (k *making) proxyRef() string { return "localhost/kube-proxy:" + k.programs.versions["kubernetes"] }
+
+// imageFiles are the archives that every node gets.
+func (k *making) imageFiles() []string {
+	files := []string{filepath.Join(k.c.dir, "pause.tar"), filepath.Join(k.c.dir, "coredns.tar")}
+	if k.o.KubeProxy != "none" {
+		files = append(files, filepath.Join(k.c.dir, "kube-proxy.tar"))
+	}
+	return files
+}
+
+// prepareImages assembles the images that a cluster needs before anything is installed.
+func (k *making) prepareImages(ctx context.Context) error {
+	pause := image.Spec{
+		Ref: k.pauseRef(), Entrypoint: []string{"/pause"}, User: "65535:65535",
+		Files: []image.File{{Path: "/pause", Source: k.programs.path["node"]}},
+	}
+	dns := image.Spec{
+		Ref: k.dnsRef(), Entrypoint: []string{"/coredns"}, User: "65532:65532",
+		Files: []image.File{{Path: "/coredns", Source: k.programs.path["coredns"]}},
+	}
+	specs := []image.Spec{pause, dns}
+	if k.o.KubeProxy != "none" {
+		proxy, err := k.proxySpec()
+		if err != nil {
+			return err
+		}
+		specs = append(specs, proxy)
+	}
+	for i, path := range k.imageFiles() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := writeImage(specs[i], path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeImage(spec image.Spec, path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	return errors.Join(spec.Write(f), f.Close())
+}
+
+// proxySpec is kube-proxy with this machine's iptables, nft and conntrack and their libraries.
+func (k *making) proxySpec() (image.Spec, error) {
+	spec := image.Spec{
+		Ref: k.proxyRef(), Entrypoint: []string{"/usr/local/bin/kube-proxy"},
+		Files: []image.File{
+			{Path: "/usr/local/bin/kube-proxy", Source: k.programs.path["kube-proxy"]},
+			{Path: "/run"}, {Path: "/tmp", Mode: 0o1777}, {Path: "/var/lib"},
+			{Path: "/etc/protocols", Mode: 0o644, Data: []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n")},
+		},
+	}
+	var objects []string
+	for tool, names := range map[string][]string{
+		"xtables-nft-multi": {
+			"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
+			"iptables-nft", "iptables-nft-save", "ip6tables-nft", "ip6tables-nft-save",
+		},
+		"nft": nil, "conntrack": nil, "ipset": nil,
+	} {
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			return spec, fmt.Errorf("the kube-proxy image takes %s from this machine (Debian: apt-get install iptables nftables conntrack ipset): %w", tool, err)
+		}
+		objects = append(objects, path)
+		spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + tool, Source: path})
+		for _, n := range names {
+			spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + n, Link: tool})
+		}
+	}
+	for _, dir := range libraryDirs {
+		extensions, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
+		if err != nil {
+			return spec, fmt.Errorf("iptables extensions: %w", err)
+		}
+		for _, so := range extensions {
+			objects = append(objects, so)
+			spec.Files = append(spec.Files, image.File{Path: so, Source: so})
+		}
+	}
+	libs, err := libraries(objects)
+	if err != nil {
+		return spec, err
+	}
+	for _, lib := range libs {
+		spec.Files = append(spec.Files, image.File{Path: lib, Source: lib})
+	}
+	return spec, nil
+}
+
+// libraryDirs are where the dynamic linker looks, most specific first.
+var libraryDirs = []string{"/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"}
+
+// libraries finds the shared objects and the linker that the given objects need.
+func libraries(objects []string) ([]string, error) {
+	seen := map[string]bool{}
+	var out []string
+	add := func(path string) {
+		if !seen[path] {
+			seen[path] = true
+			out, objects = append(out, path), append(objects, path)
+		}
+	}
+	for i := 0; i < len(objects); i++ {
+		needed, interp, err := elfNeeds(objects[i])
+		if err != nil {
+			return nil, fmt.Errorf("libraries of %s: %w", objects[i], err)
+		}
+		if interp != "" {
+			add(interp)
+		}
+		for _, name := range needed {
+			path, err := findLibrary(name)
+			if err != nil {
+				return nil, fmt.Errorf("libraries of %s: %w", objects[i], err)
+			}
+			if filepath.Base(interp) != name {
+				add(path)
+			}
+		}
+	}
+	return out, nil
+}
+
+func elfNeeds(path string) (needed []string, interp string, err error) {
+	f, err := elf.Open(path)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type != elf.PT_INTERP {
+			continue
+		}
+		raw, err := io.ReadAll(p.Open())
+		if err != nil {
+			return nil, "", err
+		}
+		interp = strings.TrimRight(string(raw), "\x00")
+	}
+	needed, err = f.ImportedLibraries()
+	return needed, interp, err
+}
+
+func findLibrary(name string) (string, error) {
+	for _, dir := range libraryDirs {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+}
+
+// LoadImage imports an image archive (docker-archive or OCI layout, plain or compressed) into
+// every node.
+func LoadImage(ctx context.Context, stateDir, name, file string) error {
+	c, err := Get(stateDir, name)
+	if err != nil {
+		return err
+	}
+	return c.loadImage(ctx, file)
+}
+
+// LoadOwnImage imports the image of this project, as Save of package image writes it.
+func LoadOwnImage(ctx context.Context, stateDir, name string, o image.Options) error {
+	f, err := os.CreateTemp("", "lash-image-*.tar")
+	if err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(image.Save(ctx, f, o), f.Close()); err != nil {
+		return err
+	}
+	return LoadImage(ctx, stateDir, name, f.Name())
+}
+
+func (c *Cluster) loadImage(ctx context.Context, file string) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, n := range c.kubeNodes() {
+		g.Go(func() error {
+			m, err := c.machineOf(n.Name)
+			if err != nil {
+				return err
+			}
+			if err := m.waitContainerd(ctx); err != nil {
+				return err
+			}
+			f, err := os.Open(file)
+			if err != nil {
+				return fmt.Errorf("image: %w", err)
+			}
+			defer f.Close()
+			return m.run(ctx, process{
+				path: "ctr", in: f, out: io.Discard,
+				args: []string{"--address", containerdSocket, "--namespace", "k8s.io", "images", "import", "-"},
+			})
+		})
+	}
+	return g.Wait()
+}
+
+// waitContainerd waits until the node's containerd answers.
+func (m *machine) waitContainerd(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := m.inside(func() error {
+			_, err := os.Stat(containerdSocket)
+			return err
+		})
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: containerd does not come up: %w (%w)", m.name, context.Cause(ctx), err)
+		case <-tick.C:
+		}
+	}
+}
+
