@@ -130,4 +130,6 @@ and measures it. What it installs keeps Cilium's names, so manifests, values and
 var commands = []func(World) *cobra.Command{
 	newStatus,
 	newIdentity,
+	newCluster,
+	newImage,
 }

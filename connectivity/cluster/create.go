@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // making is a cluster under construction.
@@ -353,5 +354,13 @@ func (k *making) client() (*kubernetes.Clientset, error) {
 
 func (k *making) writeKubeconfig() error {
 	name := k.c.FullName()
-	return mergeKubeconfig(k.c.Kubeconfig, kubeconfigFor(name, k.restConfig().Host, k.ca.pair.cert, name, k.admin))
+	cfg := kubeconfigFor(name, k.restConfig().Host, k.ca.pair.cert, name, k.admin)
+	data, err := clientcmd.Write(*cfg)
+	if err == nil {
+		err = replaceFile(filepath.Join(k.c.dir, "kubeconfig"), data, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("kubeconfig: %w", err)
+	}
+	return mergeKubeconfig(k.c.Kubeconfig, cfg)
 }

@@ -5,8 +5,11 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 )
 
 // Exec runs a command on a machine of the cluster (a node, or external) with the given streams
@@ -38,4 +41,39 @@ func Exec(ctx context.Context, stateDir, name, node string, args []string, in io
 		return exit.ExitCode(), nil
 	}
 	return 0, err
+}
+
+// Kubectl is the path of the kubectl that has the version of new clusters, which Create found.
+func Kubectl() (string, error) {
+	for _, p := range products {
+		if p.name != "kubernetes" {
+			continue
+		}
+		v, err := pinnedVersion(p.folder, p.module)
+		if err != nil {
+			return "", err
+		}
+		cache, err := cacheDir("bin")
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(cache, p.name+"-"+v, "kubectl"), nil
+	}
+	return "", errors.New("no product has kubectl")
+}
+
+// Kubeconfig is a kubeconfig of the cluster for use on this machine.
+func Kubeconfig(stateDir, name string) ([]byte, error) {
+	c, err := Get(stateDir, name)
+	if err != nil {
+		return nil, err
+	}
+	if c.Phase != PhaseReady {
+		return nil, fmt.Errorf("%w: %s", ErrHalfMade, name)
+	}
+	data, err := os.ReadFile(filepath.Join(c.dir, "kubeconfig"))
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig: %w", err)
+	}
+	return data, nil
 }

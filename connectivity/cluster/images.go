@@ -24,7 +24,9 @@ func (k *making) pauseRef() string { return "localhost/pause:" + k.programs.vers
 
 func (k *making) dnsRef() string { return "localhost/coredns:" + k.programs.versions["coredns"] }
 
-func (k *making) proxyRef() string { return "localhost/kube-proxy:" + k.programs.versions["kubernetes"] }
+func (k *making) proxyRef() string {
+	return "localhost/kube-proxy:" + k.programs.versions["kubernetes"]
+}
 
 // imageFiles are the archives that every node gets.
 func (k *making) imageFiles() []string {
@@ -253,4 +255,3 @@ func (m *machine) waitContainerd(ctx context.Context) error {
 		}
 	}
 }
-

@@ -151,12 +151,6 @@ func (m *machine) arrange(dir string, role Role, bins map[string]string) error {
 		{filepath.Join(m.groups.unified, m.name), cgroup2Path, "", unix.MS_BIND, ""},
 		{filepath.Join(dir, "var"), "/var", "", unix.MS_BIND | unix.MS_REC, ""},
 	}
-	// A kubelet sets a few settings of the whole machine. These belong to the user: read-only here.
-	for _, own := range []string{"/proc/sys/kernel", "/proc/sys/vm"} {
-		steps = append(steps,
-			mountStep{own, own, "", unix.MS_BIND, ""},
-			mountStep{"", own, "", unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY, ""})
-	}
 	// Pods with Bidirectional or HostToContainer mounts need the tree to be shared.
 	steps = append(steps, mountStep{"", "/", "", unix.MS_REC | unix.MS_SHARED, ""})
 	for _, s := range steps {
@@ -175,10 +169,38 @@ func (m *machine) arrange(dir string, role Role, bins map[string]string) error {
 		}
 	}
 	_ = os.Remove("/run/cgroup") // an empty folder, in nobody's way
+	if err := shadowSettings(); err != nil {
+		return err
+	}
 	if role == RoleFabric || role == RoleExternal {
 		return nil
 	}
 	return placePlugins(bins)
+}
+
+// shadowSettings lays files over the few settings of the whole machine that a kubelet changes.
+// They belong to the machine's owner; the kubelet finds the values that it wants.
+func shadowSettings() error {
+	for name, value := range map[string]string{
+		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
+		"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000",
+	} {
+		target := filepath.Join("/proc/sys", name)
+		if _, err := os.Stat(target); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		source := filepath.Join("/run/lash-sysctl", name)
+		if err := os.MkdirAll(filepath.Dir(source), 0o755); err != nil {
+			return fmt.Errorf("settings: %w", err)
+		}
+		if err := os.WriteFile(source, []byte(value+"\n"), 0o644); err != nil {
+			return fmt.Errorf("settings: %w", err)
+		}
+		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("settings: mount over %s: %w", target, err)
+		}
+	}
+	return nil
 }
 
 // mountPrograms shows the third-party programs in one folder of the node, wherever they are.
