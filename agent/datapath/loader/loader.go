@@ -5,7 +5,7 @@
 // pinned already is adopted as it is, so that an agent that starts over an unchanged node loads
 // nothing.
 //
-//	<bpf-root>/lash/gen/<hash>/<object>.<program>
+//	<bpf-root>/lash/gen/<hash>/<object>-<program>
 package loader
 
 import (
@@ -126,7 +126,7 @@ func (s *Specs) Load(bpfRoot string, set *maps.Set, cfg bpf.Config, features str
 func (p *Programs) adopt(s *Specs, dir string) error {
 	for i, spec := range s.specs {
 		for name := range spec.Programs {
-			prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, s.names[i]+"."+name), nil)
+			prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, s.names[i]+"-"+name), nil)
 			if err != nil {
 				return err
 			}
@@ -151,7 +151,7 @@ func (p *Programs) load(s *Specs, dir string, set *maps.Set, cfg bpf.Config) err
 		for name, prog := range coll.Programs {
 			p.byName[name] = prog
 			delete(coll.Programs, name) // it stays open
-			if err := prog.Pin(filepath.Join(dir, s.names[i]+"."+name)); err != nil {
+			if err := prog.Pin(filepath.Join(dir, s.names[i]+"-"+name)); err != nil {
 				coll.Close()
 				return fmt.Errorf("pin program %s: %w", name, err)
 			}
