@@ -43,6 +43,7 @@ static long (*bpf_map_update_elem)(void *map, const void *key, const void *value
 static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_delete_elem;
 static u32 (*bpf_get_prandom_u32)(void) = (void *)BPF_FUNC_get_prandom_u32;
 static u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
+static u64 (*bpf_ktime_get_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static long (*bpf_skb_store_bytes)(void *skb, u32 off, const void *from, u32 len,
 				   u64 flags) = (void *)BPF_FUNC_skb_store_bytes;
 static long (*bpf_skb_load_bytes)(const void *skb, u32 off, void *to,
