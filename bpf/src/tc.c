@@ -2,55 +2,271 @@
 /*
  * The programs at the devices. They are one object because they are one engine: every hook parses,
  * asks conntrack, decides and forwards with the same functions, constants and scratch.
+ *
+ *   pod_from, pod_to   host side of a pod's interface, ingress and egress
+ *   ov_from, ov_to     cilium_vxlan
+ *   nd_from, nd_to     devices that lead out of the node
  */
 #include "../include/kernel.h"
 #include "../include/consts.h"
-#include "../include/wire_abi.h"
-#include "../lib/maps_ct.h"
-#include "../lib/maps_evt.h"
-#include "../lib/maps_lb.h"
-#include "../lib/maps_node.h"
+#include "../lib/flow.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct frag4_key);
-	__type(value, struct frag);
-	__uint(max_entries, 4096);
-} frag4 SEC(".maps");
+/* Neighbour discovery and group membership of a pod. V_NEXT: an ordinary packet. */
+static __inline int pod_local6(struct __sk_buff *ctx, struct pkt *p, const struct ep *e)
+{
+	union ip target;
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct frag6_key);
-	__type(value, struct frag);
-	__uint(max_entries, 4096);
-} frag6 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, u32);
-	__type(value, u8[512]);
-	__uint(max_entries, 1);
-} scratch SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, u32);
-	__type(value, struct test_rec);
-	__uint(max_entries, 1);
-} test_rec SEC(".maps");
-
-#define PROGRAM(name)                                                                              \
-	SEC("tc")                                                                                  \
-	int name(struct __sk_buff *ctx)                                                            \
-	{                                                                                          \
-		return c_vxlan_ifindex == ctx->ifindex + c_host_ifindex + c_net_ifindex ? -1 : -1;   \
+	if (p->proto == PROTO_ICMP6 && p->icmp_type >= 130 && p->icmp_type <= 137) {
+		if (p->icmp_type != ICMP6_NS || !(p->t.saddr.d[0] | p->t.saddr.d[1]))
+			return p->icmp_type == ICMP6_NA ? V_PASS : V_EAT;
+		if (bpf_skb_load_bytes(ctx, p->l4 + 8, &target, 16))
+			return V_EAT;
+		return nd_answer(ctx, p, e);
 	}
+	if (p->proto == PROTO_ICMP6 && p->icmp_type == 143)
+		return V_EAT; /* group membership */
+	if (p->proto == NEXT_HOP || ip6_is_link_local(&p->t.saddr))
+		return V_EAT;
+	return V_NEXT;
+}
 
-PROGRAM(pod_from)
-PROGRAM(pod_to)
-PROGRAM(ov_from)
-PROGRAM(ov_to)
-PROGRAM(nd_from)
-PROGRAM(nd_to)
+static __inline int source_is_own(const struct pkt *p, const struct ep *e)
+{
+	u32 a, w[4];
+
+	if (e->flags & EP_NO_SPOOF_CHECK)
+		return 1;
+	if (p->v6) {
+		__builtin_memcpy(w, e->ipv6, 16);
+		return p->t.saddr.w[0] == w[0] && p->t.saddr.w[1] == w[1] &&
+		       p->t.saddr.w[2] == w[2] && p->t.saddr.w[3] == w[3];
+	}
+	__builtin_memcpy(&a, e->ipv4, 4);
+	return p->t.saddr.w[3] == a;
+}
+
+static __inline int from_pod(struct __sk_buff *ctx)
+{
+	u32 ifindex = ctx->ifindex;
+	struct pkt *p;
+	const struct ep *e;
+	int v = parse(ctx, HOOK_POD_FROM);
+
+	p = pkt_get();
+	if (!p || v == V_PASS)
+		return V_PASS;
+	e = bpf_map_lookup_elem(&ep, &ifindex);
+	if (!e)
+		return DROP(p, FILE_TC, DROP_HOST_NOT_READY);
+	p->src_id = e->identity;
+	p->ep_id = e->ep_id;
+	if (v)
+		return v;
+	if (p->v6) {
+		v = pod_local6(ctx, p, e);
+		if (v)
+			return v;
+	}
+	if (!source_is_own(p, e))
+		return DROP(p, FILE_TC, DROP_INVALID_SOURCE_IP);
+	if (ip_is_multicast(p, &p->t.daddr))
+		return DROP(p, FILE_TC, DROP_UNKNOWN_L3_TARGET);
+	return flow(ctx);
+}
+
+SEC("tc")
+int pod_from(struct __sk_buff *ctx)
+{
+	return leave(ctx, from_pod(ctx));
+}
+
+static __inline int to_local_pod(struct __sk_buff *ctx)
+{
+	u32 ifindex = ctx->ifindex;
+	const struct ep *e;
+	struct pkt *p;
+	int v;
+
+	if (is_done(ctx))
+		return V_PASS;
+	v = parse(ctx, HOOK_POD_TO);
+	p = pkt_get();
+	if (!p || v == V_PASS)
+		return V_PASS;
+	e = bpf_map_lookup_elem(&ep, &ifindex);
+	if (!e)
+		return DROP(p, FILE_TC, DROP_HOST_NOT_READY);
+	p->dst_ep = e->ep_id;
+	if (v)
+		return v;
+	if (p->v6 && p->proto == PROTO_ICMP6 && p->icmp_type >= 133 && p->icmp_type <= 137)
+		return V_PASS;
+	if (ip_is_multicast(p, &p->t.daddr))
+		return V_PASS;
+	p->src_id = src_identity(p);
+	return flow(ctx);
+}
+
+SEC("tc")
+int pod_to(struct __sk_buff *ctx)
+{
+	return leave(ctx, to_local_pod(ctx));
+}
+
+static __inline int from_tunnel(struct __sk_buff *ctx)
+{
+	struct bpf_tunnel_key key = {};
+	struct pkt *p;
+	int v = parse(ctx, HOOK_OV_FROM);
+
+	p = pkt_get();
+	if (!p || v == V_PASS)
+		return V_PASS;
+	if (v)
+		return v;
+	/* without TUNINFO_IPV6 the call fails for keys of IPv6 underlays, and the other way round */
+	if (bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), 0) &&
+	    bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
+		if (!c_test)
+			return DROP(p, FILE_TC, DROP_NO_TUNNEL_KEY);
+		key.tunnel_id = ctx->cb[0]; /* a test run cannot set a tunnel key */
+	}
+	if (key.tunnel_id == ID_HOST)
+		return DROP(p, FILE_TC, DROP_INVALID_IDENTITY);
+	p->src_id = key.tunnel_id;
+	return flow(ctx);
+}
+
+SEC("tc")
+int ov_from(struct __sk_buff *ctx)
+{
+	return leave(ctx, from_tunnel(ctx));
+}
+
+static __inline int to_overlay(struct __sk_buff *ctx)
+{
+	struct pkt *p;
+	int v;
+
+	if (is_done(ctx))
+		return V_PASS;
+	v = parse(ctx, HOOK_OV_TO);
+	p = pkt_get();
+	if (!p)
+		return V_PASS;
+	if (v == V_PASS)
+		return V_EAT; /* nothing else may enter the tunnel */
+	if (v)
+		return v;
+	if (ip_is_multicast(p, &p->t.daddr) || (p->v6 && ip6_is_link_local(&p->t.saddr)))
+		return V_EAT;
+	p->src_id = src_identity(p);
+	v = flow(ctx);
+	if (v != V_FWD)
+		return v;
+	if (p->dst_kind != ADDR_REMOTE_EP && p->dst_kind != ADDR_REMOTE_NODE)
+		return DROP(p, FILE_TC, DROP_NO_TUNNEL_ENDPOINT);
+	v = tunnel_key(ctx, p, p->dst_vtep);
+	return v ? v : V_FWD;
+}
+
+SEC("tc")
+int ov_to(struct __sk_buff *ctx)
+{
+	return leave(ctx, to_overlay(ctx));
+}
+
+/* Whether a packet to this node's own address can be the reply to a masqueraded flow. */
+static __inline int may_be_reply(const struct pkt *p)
+{
+	u16 port = bpf_ntohs(p->t.dport);
+
+	if (p->frag == FRAG_LATER || p->icmp_err)
+		return 1;
+	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && !icmp_is_echo(p))
+		return 0;
+	return port >= c_snat_min && port <= c_snat_max;
+}
+
+/* A reply to a masqueraded flow of a pod; anything else is the host's. */
+static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
+{
+	int v;
+
+	if (p->frag) {
+		v = frag_ports();
+		if (v)
+			return V_PASS;
+	}
+	if (p->icmp_err) {
+		p->src_id = src_identity(p);
+		v = related(ctx);
+		if (v || p->dst_kind != ADDR_LOCAL_EP)
+			return V_PASS;
+		return forward(ctx, p);
+	}
+	if (ct_lookup() != CT_HIT || !p->xlate)
+		return V_PASS;
+	p->src_id = src_identity(p);
+	v = nat_rewrite(ctx);
+	if (v)
+		return v;
+	dst_resolve(TUPLE_T);
+	return forward(ctx, p);
+}
+
+static __inline int from_network(struct __sk_buff *ctx)
+{
+	struct pkt *p;
+	int v = parse(ctx, HOOK_ND_FROM);
+
+	p = pkt_get();
+	if (!p || v)
+		return V_PASS;
+	if (ip_is_multicast(p, &p->t.daddr) || (p->v6 && ip6_is_link_local(&p->t.daddr)))
+		return V_PASS;
+	if (p->proto == PROTO_UDP && p->t.dport == bpf_htons(c_tunnel_port))
+		return V_PASS;
+	dst_resolve(TUPLE_T);
+	if (p->dst_kind == ADDR_LOCAL_NODE)
+		return may_be_reply(p) ? masq_reply(ctx, p) : V_PASS;
+	if (p->dst_kind != ADDR_LOCAL_EP || !p->dst_ifindex)
+		return V_PASS;
+	p->src_id = src_identity(p);
+	return flow(ctx);
+}
+
+SEC("tc")
+int nd_from(struct __sk_buff *ctx)
+{
+	return leave(ctx, from_network(ctx));
+}
+
+/* Only packets of pods concern us here, those that the host stack forwarded. */
+static __inline int to_outside(struct __sk_buff *ctx)
+{
+	const struct addr *a;
+	struct pkt *p;
+	int v;
+
+	if (is_done(ctx))
+		return V_PASS;
+	v = parse(ctx, HOOK_ND_TO);
+	p = pkt_get();
+	if (!p || v)
+		return V_PASS;
+	a = addr_find(&p->t.saddr);
+	if (!a || a->kind != ADDR_LOCAL_EP)
+		return V_PASS;
+	p->src_id = a->identity;
+	p->ep_id = a->ep_id;
+	return flow(ctx);
+}
+
+SEC("tc")
+int nd_to(struct __sk_buff *ctx)
+{
+	return leave(ctx, to_outside(ctx));
+}
 
 char _license[] SEC("license") = "Dual BSD/GPL";

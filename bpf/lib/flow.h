@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The engine: every hook brings a parsed packet here. A known flow is translated by its entry; a
+ * new one gets a backend, a masquerade address and an entry. Then its destination decides where
+ * the packet goes.
+ */
+#pragma once
+
+#include "addr.h"
+#include "ct.h"
+#include "frag.h"
+#include "fwd.h"
+#include "icmp.h"
+#include "lb.h"
+#include "nat.h"
+
+/* Ports that a Service or a masqueraded flow can have. */
+static __inline int has_ports(const struct pkt *p)
+{
+	return p->proto == PROTO_TCP || p->proto == PROTO_UDP || p->proto == PROTO_SCTP;
+}
+
+/*
+ * Chooses a backend if the destination is a Service: x becomes the tuple towards it. V_PASS: it is
+ * no Service.
+ */
+__noinline int service(void)
+{
+	struct pkt *p = pkt_get();
+	struct lb_choice to = {};
+	struct front_key k = {};
+
+	if (!p || !has_ports(p))
+		return V_PASS;
+	__builtin_memcpy(k.ip, &p->t.daddr, 16);
+	k.port = p->t.dport;
+	k.proto = p->proto;
+	k.scope = SCOPE_INTERNAL;
+	switch (lb_pick(&k, bpf_get_prandom_u32(), &to)) {
+	case LB_NO_SERVICE:
+		return V_PASS;
+	case LB_NO_BACKEND:
+		return -DROP_NO_BACKEND;
+	default:
+		break;
+	}
+	__builtin_memcpy(&p->x.daddr, to.ip, 16);
+	p->x.dport = to.port;
+	p->svc_id = to.svc_id;
+	p->svc_gen = to.gen;
+	p->backend_id = to.backend_id;
+	p->backend_gen = to.backend_gen;
+	p->ct_flags |= CT_SERVICE;
+	p->xlate = 1;
+	return V_NEXT;
+}
+
+/* A pod that reaches itself must not see its own address as the peer's. */
+static __inline void loopback(struct pkt *p)
+{
+	if (!ip_same(&p->x.daddr, &p->t.saddr))
+		return;
+	if (p->v6)
+		__builtin_memcpy(&p->x.saddr, (const void *)&c_loopback6, 16);
+	else
+		__builtin_memcpy(&p->x.saddr.w[3], (const void *)&c_loopback4, 4);
+	p->ct_flags |= CT_LOOPBACK;
+}
+
+/* The destination lies outside of the pod network, so the fabric must see the node's address. */
+static __inline int wants_masq(const struct pkt *p)
+{
+	if (!(p->v6 ? c_masq6 : c_masq4))
+		return 0;
+	if (p->dst_cidr_flags & CIDR_NO_MASQ)
+		return 0;
+	if (p->v6 && ip6_is_link_local(&p->t.daddr))
+		return 0;
+	return p->dst_kind == ADDR_NONE || p->dst_kind == ADDR_CIDR ||
+	       p->dst_kind == ADDR_REMOTE_NODE;
+}
+
+/* Takes the masquerade address of a device. V_PASS: it has none. */
+static __noinline int masq_addr(struct pkt *p, u32 ifindex)
+{
+	const struct dev *d = bpf_map_lookup_elem(&dev, &ifindex);
+
+	if (!d)
+		return V_PASS;
+	if (p->v6) {
+		union ip m;
+
+		__builtin_memcpy(&m, d->masq6, 16);
+		if (!(m.d[0] | m.d[1]))
+			return V_PASS;
+		p->x.saddr = m;
+	} else {
+		u32 m;
+
+		__builtin_memcpy(&m, d->masq4, 4);
+		if (!m)
+			return V_PASS;
+		p->x.saddr.w[3] = m;
+	}
+	p->ct_flags |= CT_MASQ;
+	p->xlate = 1;
+	return V_NEXT;
+}
+
+/* Where a packet to x.daddr would leave the node, as an index of map dev. */
+static __inline u32 masq_device(struct __sk_buff *ctx, struct pkt *p)
+{
+	union ip keep = p->t.daddr;
+	int r;
+
+	p->t.daddr = p->x.daddr;
+	r = route_lookup(ctx, p, &p->t.saddr);
+	p->t.daddr = keep;
+	if (r != BPF_FIB_LKUP_RET_SUCCESS && r != BPF_FIB_LKUP_RET_NO_NEIGH &&
+	    r != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return 0;
+	return p->fib.ifindex;
+}
+
+/* A TCP packet that neither opens nor carries on a flow leaves no entry behind. */
+static __inline int closes_only(const struct pkt *p)
+{
+	return p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN) &&
+	       (p->tcp_flags & (TCP_FIN | TCP_RST));
+}
+
+/* Enters the flow: one entry, or two halves if it is translated. */
+static __inline int enter(struct pkt *p)
+{
+	int v;
+
+	if (p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
+		p->ct_flags |= CT_PICKED_UP;
+	p->monitor = 1;
+	if (!p->xlate) {
+		if (!closes_only(p))
+			ct_add_plain(); /* untracked is better than lost */
+		return V_NEXT;
+	}
+	v = nat_add(!!(p->ct_flags & CT_MASQ));
+	return v;
+}
+
+/* First packet of a flow that a pod sends. */
+__noinline int new_from_pod(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->x = p->t;
+	dst_resolve(TUPLE_T);
+	if (!c_kpr && p->dst_kind != ADDR_LOCAL_EP && !p->dst_pod) {
+		p->ct_flags |= CT_VIA_STACK;
+		return enter(p);
+	}
+	if (c_kpr && (p->dst_flags & ADDR_HAS_SVC)) {
+		v = service();
+		if (v < 0)
+			return reject(ctx);
+		if (v == V_NEXT) {
+			loopback(p);
+			dst_resolve(TUPLE_X);
+		}
+	}
+	if (p->dst_kind == ADDR_VIP)
+		return reject(ctx);
+	if (wants_masq(p)) {
+		masq_addr(p, masq_device(ctx, p));
+		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && (p->ct_flags & CT_MASQ) &&
+		    !icmp_is_echo(p))
+			return DROP(p, FILE_FLOW, DROP_SNAT_UNSUPPORTED);
+	}
+	return enter(p);
+}
+
+/* First packet of a flow that reaches us any other way. */
+__noinline int new_to_here(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->x = p->t;
+	dst_resolve(TUPLE_T);
+	switch (p->hook) {
+	case HOOK_OV_FROM:
+		if (p->dst_kind != ADDR_LOCAL_EP)
+			return V_NEXT; /* the host's business */
+		p->ct_flags |= CT_TUNNEL;
+		break;
+	case HOOK_ND_TO:
+		if (p->dst_kind == ADDR_LOCAL_EP || p->dst_pod)
+			return V_NEXT;
+		p->ct_flags |= CT_VIA_STACK;
+		if (wants_masq(p) && !closes_only(p))
+			masq_addr(p, READ_ONCE(ctx->ifindex));
+		if (!p->xlate)
+			return V_NEXT;
+		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && !icmp_is_echo(p))
+			return DROP(p, FILE_FLOW, DROP_SNAT_UNSUPPORTED);
+		break;
+	case HOOK_OV_TO:
+	case HOOK_POD_TO:
+		p->ct_flags |= CT_VIA_STACK;
+		break;
+	default:
+		break;
+	}
+	return enter(p);
+}
+
+/* An ICMP error: it belongs to the flow whose packet it quotes. */
+__noinline int related(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	struct tuple outer;
+	u8 proto;
+	u16 l4;
+	int v;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	outer = p->t;
+	proto = p->proto;
+	l4 = p->l4;
+	v = parse_quote(ctx);
+	if (v)
+		return v;
+	p->state = REASON_RELATED;
+	if (ct_lookup() == CT_HIT && p->xlate) {
+		p->xlate = 0;
+		v = nat_quote(ctx);
+		if (v)
+			return v;
+	} else {
+		p->t = outer;
+	}
+	p->xlate = 0;
+	p->proto = proto;
+	p->l4 = l4;
+	dst_resolve(TUPLE_T);
+	/* an error about nothing we know must not leave with a pod's address */
+	if (p->hook == HOOK_POD_FROM && wants_masq(p) && !(p->ct_flags & CT_VIA_STACK))
+		return DROP(p, FILE_FLOW, p->v6 ? DROP_UNKNOWN_ICMP6_CODE : DROP_UNKNOWN_ICMP4_CODE);
+	return V_NEXT;
+}
+
+/* Sends a packet that came out of a pod, or back to one, to its destination. */
+static __inline int forward(struct __sk_buff *ctx, struct pkt *p)
+{
+	/* the stack saw this flow's first packet, so it must see all of them */
+	int stack = !!(p->ct_flags & CT_VIA_STACK);
+
+	switch (p->dst_kind) {
+	case ADDR_LOCAL_EP:
+		if (!p->dst_ifindex)
+			return DROP(p, FILE_FLOW, DROP_STALE_IP);
+		return stack ? to_stack(p) : to_pod(ctx, p);
+	case ADDR_LOCAL_NODE:
+	case ADDR_GATEWAY:
+		return to_stack(p);
+	case ADDR_REMOTE_EP:
+		if (p->hook == HOOK_OV_FROM)
+			return stack ? to_stack(p) : DROP(p, FILE_FLOW, DROP_STALE_IP);
+		if (p->hook != HOOK_POD_FROM)
+			return to_stack(p);
+		return stack ? to_stack(p) : to_tunnel(ctx, p);
+	case ADDR_REMOTE_NODE:
+		if (p->hook == HOOK_POD_FROM && p->reply && (p->ct_flags & CT_TUNNEL))
+			return to_tunnel(ctx, p);
+		break;
+	default:
+		break;
+	}
+	if (stack || p->hook == HOOK_ND_FROM)
+		return to_stack(p);
+	if (p->hook == HOOK_OV_FROM)
+		return DROP(p, FILE_FLOW, DROP_STALE_IP);
+	return to_network(ctx, p);
+}
+
+/*
+ * The way of every packet. At hooks where the host stack hands packets out, the verdict is only
+ * whether they may go on.
+ */
+__noinline int flow(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v = V_NEXT, hit;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (p->frag) {
+		v = frag_ports();
+		if (v)
+			return v;
+	}
+	if (p->icmp_err) {
+		v = related(ctx);
+		if (v)
+			return v;
+		goto out;
+	}
+	hit = ct_lookup() == CT_HIT;
+	/* known before the device that masquerades it was: nd_to replaces the entry */
+	if (hit && p->hook == HOOK_ND_TO && !p->xlate && !p->reply && p->ct_kind == CT_PLAIN)
+		hit = 0;
+	if (!hit) {
+		u8 state = p->state == REASON_REOPENED ? REASON_REOPENED : REASON_NEW;
+
+		p->ct_flags = 0;
+		p->ct_kind = CT_PLAIN;
+		p->xlate = 0;
+		p->reply = 0;
+		v = p->hook == HOOK_POD_FROM ? new_from_pod(ctx) : new_to_here(ctx);
+		p->state = state;
+		if (v)
+			return v;
+	}
+	if (p->xlate) {
+		v = nat_rewrite(ctx);
+		if (v)
+			return v;
+	}
+	if (hit)
+		dst_resolve(TUPLE_T);
+out:
+	if (!hook_is_ingress(p->hook))
+		return to_stack(p);
+	return forward(ctx, p);
+}

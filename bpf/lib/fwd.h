@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Where a packet goes: into a pod of this node, into the tunnel, out of a device by the kernel's
+ * routes, or to the host stack. Deciding writes what the packet needs; leave() lets it go.
+ */
+#pragma once
+
+#include "addr.h"
+#include "event.h"
+#include "icmp.h"
+#include "pkt.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define PACKET_HOST 0
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, u32);
+	__type(value, struct test_rec);
+	__uint(max_entries, 1);
+} test_rec SEC(".maps");
+
+static __inline void mark_done(struct __sk_buff *ctx)
+{
+	ctx->mark = (ctx->mark & ~MARK_MASK) | MARK_DONE;
+}
+
+static __inline int is_done(const struct __sk_buff *ctx)
+{
+	return (ctx->mark & MARK_MASK) == MARK_DONE;
+}
+
+/* One routed hop: TTL or hop limit minus one, or the answer that it is used up. */
+static __inline int ttl_step(struct __sk_buff *ctx, struct pkt *p)
+{
+	u32 l3 = ETH_LEN;
+	u8 ttl = p->ttl;
+
+	if (ttl <= 1)
+		return icmp_reply_error(ctx, p->v6 ? ICMP6_TIME_EXCEEDED : ICMP4_TIME_EXCEEDED, 0, 0,
+					DROP_TTL_EXCEEDED);
+	ttl--;
+	if (p->v6) {
+		if (bpf_skb_store_bytes(ctx, l3 + 7, &ttl, 1, 0))
+			return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
+	} else {
+		/* TTL is the upper byte of a word of the header */
+		if (bpf_l3_csum_replace(ctx, l3 + 10, p->ttl, ttl, 2) ||
+		    bpf_skb_store_bytes(ctx, l3 + 8, &ttl, 1, 0))
+			return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
+	}
+	p->ttl = ttl;
+	return V_NEXT;
+}
+
+static __inline int to_stack(struct pkt *p)
+{
+	p->how = FWD_STACK;
+	return V_FWD;
+}
+
+/* Into the network namespace of a pod of this node. */
+static __inline int to_pod(struct __sk_buff *ctx, struct pkt *p)
+{
+	const struct ep *e;
+	u32 ifindex = p->dst_ifindex;
+	u8 macs[12];
+	int v;
+
+	e = bpf_map_lookup_elem(&ep, &ifindex);
+	if (!ifindex || !e)
+		return DROP(p, FILE_FWD, DROP_STALE_IP);
+	__builtin_memcpy(macs, e->mac, 6);
+	__builtin_memcpy(macs + 6, e->node_mac, 6);
+	v = ttl_step(ctx, p);
+	if (v)
+		return v;
+	if (bpf_skb_store_bytes(ctx, 0, macs, sizeof(macs), 0))
+		return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
+	p->how = FWD_PEER;
+	p->oif = ifindex;
+	return V_FWD;
+}
+
+/* The identity as other nodes understand it. */
+static __inline u32 wire_identity(u32 id)
+{
+	if (id == ID_HOST)
+		return ID_REMOTE_NODE;
+	if (id > VNI_MAX)
+		return ID_WORLD;
+	return id;
+}
+
+/* Gives the packet a tunnel key for the node behind an index. */
+static __noinline int tunnel_key(struct __sk_buff *ctx, struct pkt *p, u32 index)
+{
+	struct bpf_tunnel_key key = {};
+	const struct vtep *vt = bpf_map_lookup_elem(&vtep, &index);
+	u64 flags = BPF_F_ZERO_CSUM_TX;
+	u32 w[4];
+
+	if (!vt || !index)
+		return DROP(p, FILE_FWD, DROP_NO_TUNNEL_ENDPOINT);
+	__builtin_memcpy(w, vt->ip, 16);
+	if (!(w[0] | w[1] | w[2] | w[3]))
+		return DROP(p, FILE_FWD, DROP_NO_TUNNEL_ENDPOINT);
+	if (!w[0] && !w[1] && w[2] == V4MAPPED) {
+		key.remote_ipv4 = bpf_ntohl(w[3]);
+	} else {
+		__builtin_memcpy(key.remote_ipv6, w, 16);
+		flags = BPF_F_TUNINFO_IPV6;
+	}
+	key.tunnel_id = wire_identity(p->src_id);
+	key.tunnel_ttl = 64;
+	p->tun_id = key.tunnel_id;
+	if (bpf_skb_set_tunnel_key(ctx, &key, sizeof(key), flags))
+		return DROP(p, FILE_FWD, DROP_NO_TUNNEL_ENDPOINT);
+	if (c_test) {
+		u32 zero = 0;
+		struct test_rec *r = bpf_map_lookup_elem(&test_rec, &zero);
+
+		if (r)
+			__builtin_memcpy(r->tun_ip, w, 16);
+	}
+	return V_NEXT;
+}
+
+/* 1 if the packet, or a segment of it, is larger than fits. */
+static __inline int too_big(const struct __sk_buff *ctx, const struct pkt *p, u32 mtu)
+{
+	if (ctx->gso_size)
+		return ctx->gso_size + (p->l4 - ETH_LEN) + (p->proto == PROTO_TCP ? 20 : 8) > mtu;
+	return p->len - ETH_LEN > mtu;
+}
+
+static __inline int answer_too_big(struct __sk_buff *ctx, struct pkt *p, u32 mtu)
+{
+	if (p->v6)
+		return icmp_reply_error(ctx, ICMP6_TOO_BIG, 0, mtu, 0);
+	return icmp_reply_error(ctx, ICMP4_UNREACH, 4, mtu, 0);
+}
+
+/* Through the tunnel to the node behind dst_vtep. */
+static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
+{
+	u32 index = p->dst_vtep, mtu = c_tunnel_mtu;
+	const struct vtep *vt = bpf_map_lookup_elem(&vtep, &index);
+	int v;
+
+	if (vt && vt->mtu)
+		mtu = vt->mtu;
+	if (p->df && too_big(ctx, p, mtu))
+		return answer_too_big(ctx, p, mtu);
+	v = ttl_step(ctx, p);
+	if (v)
+		return v;
+	v = tunnel_key(ctx, p, index);
+	if (v)
+		return v;
+	p->how = FWD_TUNNEL;
+	p->oif = c_vxlan_ifindex;
+	return V_FWD;
+}
+
+/* Asks the kernel's routing. The result is of bpf_fib_lookup; oif and next hop are in p->fib. */
+static __noinline int route_lookup(struct __sk_buff *ctx, struct pkt *p, const union ip *src)
+{
+	struct bpf_fib_lookup *f = &p->fib;
+
+	__builtin_memset(f, 0, sizeof(*f));
+	f->ifindex = ctx->ifindex;
+	f->l4_protocol = p->proto;
+	if (p->v6) {
+		f->family = AF_INET6;
+		__builtin_memcpy(f->ipv6_src, src, 16);
+		__builtin_memcpy(f->ipv6_dst, &p->t.daddr, 16);
+	} else {
+		f->family = AF_INET;
+		f->ipv4_src = src->w[3];
+		f->ipv4_dst = p->t.daddr.w[3];
+	}
+	return bpf_fib_lookup(ctx, f, sizeof(*f), BPF_FIB_LOOKUP_SKIP_NEIGH);
+}
+
+/* Out of the node, by the kernel's routes. */
+static __inline int to_network(struct __sk_buff *ctx, struct pkt *p)
+{
+	int r = route_lookup(ctx, p, &p->t.saddr);
+	int v;
+
+	switch (r) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		break;
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		if (p->df)
+			return answer_too_big(ctx, p, p->fib.mtu_result);
+		return to_stack(p); /* the kernel makes the fragments */
+	case BPF_FIB_LKUP_RET_NOT_FWDED:
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+	case BPF_FIB_LKUP_RET_UNSUPP_LWT:
+		return to_stack(p);
+	default:
+		return DROP(p, FILE_FWD, DROP_NO_FIB);
+	}
+	v = ttl_step(ctx, p);
+	if (v)
+		return v;
+	p->how = FWD_NEIGH;
+	p->oif = p->fib.ifindex;
+	p->nh.nh_family = p->fib.family;
+	if (p->fib.family == AF_INET6) {
+		__builtin_memcpy(p->nh.ipv6_nh, p->fib.ipv6_dst, 16);
+	} else {
+		__builtin_memset(p->nh.ipv6_nh, 0, 16);
+		p->nh.ipv4_nh = p->fib.ipv4_dst;
+	}
+	return V_FWD;
+}
+
+static __inline u8 hook_dir(u8 hook)
+{
+	return hook == HOOK_POD_FROM || hook == HOOK_OV_TO || hook == HOOK_ND_TO ? METRIC_EGRESS
+										  : METRIC_INGRESS;
+}
+
+static __inline u8 trace_point(const struct pkt *p)
+{
+	switch (p->how) {
+	case FWD_PEER:
+		return TRACE_TO_ENDPOINT;
+	case FWD_TUNNEL:
+		return TRACE_TO_OVERLAY;
+	case FWD_NEIGH:
+		return TRACE_TO_NETWORK;
+	case FWD_DEV:
+		return TRACE_TO_NETWORK;
+	default:
+		break;
+	}
+	if (p->hook == HOOK_POD_TO)
+		return TRACE_TO_ENDPOINT;
+	if (p->hook == HOOK_OV_TO)
+		return TRACE_TO_OVERLAY;
+	if (p->hook == HOOK_ND_TO)
+		return TRACE_TO_NETWORK;
+	if (p->hook == HOOK_POD_FROM)
+		return TRACE_TO_STACK;
+	return TRACE_TO_HOST;
+}
+
+static __inline void record(const struct pkt *p)
+{
+	u32 zero = 0;
+	struct test_rec *r = bpf_map_lookup_elem(&test_rec, &zero);
+
+	if (!r)
+		return;
+	r->helper = p->how;
+	r->ifindex = p->oif;
+	r->tun_id = p->tun_id;
+	__builtin_memcpy(r->nexthop, p->nh.ipv6_nh, 16);
+}
+
+/* Counts and reports the outcome. */
+__noinline int report(struct __sk_buff *ctx, int v)
+{
+	struct pkt *p = pkt_get();
+	const struct run_cfg *rc;
+	u32 zero = 0;
+	u8 dir;
+
+	if (!p || v == V_PASS || v == V_EAT)
+		return 0;
+	dir = hook_dir(p->hook);
+	if (v < 0) {
+		count(-v, dir, p->line, p->file, p->len);
+		event_emit(ctx, EVT_DROP, -v, dir, dir == METRIC_EGRESS ? p->ep_id : p->dst_ep);
+		return 0;
+	}
+	count(0, dir, 0, 0, p->len);
+	if (p->how == FWD_PEER && dir == METRIC_EGRESS)
+		count(0, METRIC_INGRESS, 0, 0, p->len);
+	if (!p->monitor) {
+		rc = bpf_map_lookup_elem(&cfg, &zero);
+		if (!rc || !rc->trace_every)
+			return 0;
+	}
+	event_emit(ctx, EVT_TRACE, trace_point(p), dir,
+		   trace_point(p) == TRACE_TO_ENDPOINT ? p->dst_ep : p->ep_id);
+	return 0;
+}
+
+#define ACT_NEXT (-1) /* other programs at the hook, then the stack */
+#define ACT_SHOT 2
+
+/* The end of every hook: report, then let the packet go. */
+static __inline int leave(struct __sk_buff *ctx, int v)
+{
+	struct pkt *p;
+
+	report(ctx, v);
+	if (v == V_PASS)
+		return ACT_NEXT;
+	p = pkt_get();
+	if (v < 0 || v == V_EAT || !p)
+		return ACT_SHOT;
+	if (c_test)
+		record(p);
+	switch (p->how) {
+	case FWD_PEER:
+		return bpf_redirect_peer(p->oif, 0);
+	case FWD_DEV:
+	case FWD_TUNNEL:
+		mark_done(ctx);
+		return bpf_redirect(p->oif, 0);
+	case FWD_NEIGH:
+		mark_done(ctx);
+		return bpf_redirect_neigh(p->oif, &p->nh, sizeof(p->nh), 0);
+	default:
+		if (p->hook == HOOK_OV_FROM || p->hook == HOOK_ND_FROM)
+			bpf_skb_change_type(ctx, PACKET_HOST);
+		return ACT_NEXT;
+	}
+}
