@@ -274,12 +274,19 @@ func newClusterExec(w World) *cobra.Command {
   lash cluster exec external -- curl http://172.31.0.12:30080`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			code, err := cluster.Exec(cmd.Context(), "", name, args[0], args[1:], w.In, w.Out, w.Err)
+			command := args[1:]
+			if command[0] == "--" {
+				command = command[1:]
+			}
+			if len(command) == 0 {
+				return usageError("no command for node %s", args[0])
+			}
+			code, err := cluster.Exec(cmd.Context(), "", name, args[0], command, w.In, w.Out, w.Err)
 			if err != nil {
 				return clusterError(err)
 			}
 			if code != 0 {
-				return &ExitError{Code: code, Err: fmt.Errorf("%s ended with %d", args[1], code), Quiet: true}
+				return &ExitError{Code: code, Err: fmt.Errorf("%s ended with %d", command[0], code), Quiet: true}
 			}
 			return nil
 		},

@@ -29,8 +29,8 @@ func (m *machine) handle() (*netlink.Handle, netns.NsHandle, error) {
 	return h, ns, nil
 }
 
-// buildFabric makes the bridge. It has an address, so that nodes have a gateway, but forwards
-// nothing: there is no way out of the fabric.
+// buildFabric makes the bridge. It has an address, so that nodes have a gateway. As there is no
+// way out of the fabric, the gateway answers with "unreachable", and connections fail at once.
 func (m *machine) buildFabric(subnets []Subnet) error {
 	h, ns, err := m.handle()
 	if err != nil {
@@ -134,10 +134,10 @@ func addAddr(h *netlink.Handle, name string, p netip.Prefix) error {
 	return nil
 }
 
-// nodeSettings are the settings of the network that a machine routes pods with.
+// nodeSettings are the settings of the network that a machine routes with.
 func nodeSettings(role Role, v6 bool) map[string]string {
 	s := map[string]string{}
-	if role != RoleFabric && role != RoleExternal {
+	if role != RoleExternal {
 		s["net/ipv4/ip_forward"] = "1"
 		if v6 {
 			s["net/ipv6/conf/all/forwarding"] = "1"

@@ -142,18 +142,41 @@ func (k *making) deployAddons(ctx context.Context) error {
 	if len(dns) == 1 && k.c.hasIPv6() {
 		values["BindAddress"] = "::"
 	}
-	manifests := []string{corednsManifest}
-	if k.o.KubeProxy != "none" {
-		manifests = append(manifests, proxyManifest)
-	}
 	client, err := dynamic.NewForConfig(k.restConfig())
 	if err != nil {
 		return fmt.Errorf("API client: %w", err)
 	}
-	for _, m := range manifests {
-		if err := apply(ctx, client, m, values); err != nil {
+	if k.o.KubeProxy != "none" {
+		if err := apply(ctx, client, proxyManifest, values); err != nil {
 			return err
 		}
+		// DNS that comes up before the API's service address works would wait for half a minute.
+		if err := k.waitProxy(ctx); err != nil {
+			return err
+		}
+	}
+	return apply(ctx, client, corednsManifest, values)
+}
+
+// waitProxy waits until kube-proxy has done its first round on every node. It is on the host
+// network, so it needs no CNI.
+func (k *making) waitProxy(ctx context.Context) error {
+	client, err := k.client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
+	defer cancel()
+	sets := client.AppsV1().DaemonSets("kube-system")
+	err = waitFor(ctx, sets.Watch, func() (bool, error) {
+		d, err := sets.Get(ctx, "kube-proxy", metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		return int(d.Status.NumberReady) == len(k.c.kubeNodes()), nil
+	})
+	if err != nil {
+		return fmt.Errorf("kube-proxy does not get ready: %w", err)
 	}
 	return nil
 }
