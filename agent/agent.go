@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is the node program: it makes the node's kernel equal to what the API server and
+// the container runtime say. This page lists its parts in the order in which data flows; each
+// part explains itself in its own folder.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"lash.internal/lash/agent/cni"
+	"lash.internal/lash/agent/cni/wire"
+	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/datapath/attach"
+	"lash.internal/lash/agent/datapath/maps"
+	"lash.internal/lash/agent/datapath/netlink"
+	"lash.internal/lash/agent/flow"
+	"lash.internal/lash/agent/identity"
+	"lash.internal/lash/agent/ipam"
+	"lash.internal/lash/agent/kube"
+	"lash.internal/lash/agent/node"
+	"lash.internal/lash/agent/reconcile"
+	"lash.internal/lash/agent/state"
+	"lash.internal/lash/bpf"
+)
+
+// Agent is a running node program.
+type Agent struct {
+	cfg    *config.Config
+	log    *slog.Logger
+	tables *state.Tables
+	start  time.Time
+
+	source *kube.Source
+	node   state.Node
+	pool   *ipam.Pool
+	kernel *kernel
+	view   node.View
+	paths  *paths
+	pods   *cni.Server
+	events *flow.Monitor
+	svc    *services
+
+	mu    sync.Mutex
+	phase error // what the agent waits for; nil when it serves its node
+}
+
+// Run is the whole life of the agent. It returns when ctx ends, or with the error that makes it
+// impossible to serve this node. What it has put into the kernel stays there.
+func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	a := &Agent{cfg: cfg, log: log, tables: state.NewTables(), start: time.Now(), phase: errors.New("starting")}
+	for _, k := range cfg.Unknown() {
+		log.Warn("unknown option is ignored", "option", k)
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer stop(nil)
+	// background runs a part until ctx ends; a part that fails ends the agent.
+	background := func(name string, run func(context.Context) error) {
+		running.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+
+	// Answers about the agent come first: a node that waits for something has to say so.
+	background("health", a.serveHealth)
+
+	// Sources: the API server, the devices of the node, the container runtime.
+	client, err := kube.NewClient(kube.ClientOptions{UserAgent: "cilium-agent", Kubeconfig: cfg.Kubeconfig})
+	if err != nil {
+		return err
+	}
+	a.source = kube.NewSource(client, a.tables, kube.SourceOptions{
+		NodeName: cfg.NodeName, ClusterPool: cfg.ClusterPool, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
+		SetNodeCondition: cfg.SetCiliumIsUp, Log: log,
+	})
+	background("kubernetes", func(ctx context.Context) error { a.source.Run(ctx); return nil })
+	if err := a.learn(ctx); err != nil {
+		return cause(ctx, err)
+	}
+	watcher := netlink.NewWatcher(a.tables, cfg.Devices, a.node.InternalIPs, log)
+	background("devices", watcher.Run)
+
+	// The kernel: devices, maps and programs, adopted if they are there.
+	if a.kernel, err = openKernel(cfg, a.node, a.pool, log); err != nil {
+		return err
+	}
+	defer a.kernel.close()
+	tunnels, err := a.newTunnels()
+	if err != nil {
+		return err
+	}
+	if a.svc, err = newServices(a); err != nil {
+		return err
+	}
+	if err := a.newPaths(); err != nil {
+		return err
+	}
+
+	// Pods: identities, addresses, and the runtime's requests.
+	if err := a.newPods(client); err != nil {
+		return err
+	}
+	a.events = flow.New(a.kernel.mapOf("events"), a.kernel.mapOf("evt_budget"), a.tables, log)
+	background("events", a.events.Run)
+	background("api", a.serveAPI)
+	if err := a.pods.Restore(ctx); err != nil {
+		return err
+	}
+
+	// Loops: from here on the kernel follows the tables.
+	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
+	for _, chain := range a.chains() {
+		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
+	}
+	a.setPhase(errors.New("waiting for the first full set of objects and for the kernel to hold it"))
+	for _, chain := range a.chains() {
+		select {
+		case <-chain.Synced():
+		case <-ctx.Done():
+			return cause(ctx, ctx.Err())
+		}
+	}
+	background("conntrack", a.svc.collect)
+	background("pods", a.pods.Run)
+	if err := a.ready(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return cause(ctx, nil)
+}
+
+// cause is the error that a part has ended the agent with, or else err.
+func cause(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && !errors.Is(c, context.Canceled) {
+		return c
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// learn waits for what has to be known before the kernel can be touched: the node's own addresses
+// and its pod CIDRs.
+func (a *Agent) learn(ctx context.Context) error {
+	var err error
+	a.setPhase(errors.New("waiting for the addresses of Node " + a.cfg.NodeName))
+	if a.node, err = a.source.WaitNode(ctx); err != nil {
+		return err
+	}
+	a.setPhase(errors.New("waiting for the pod CIDRs of node " + a.cfg.NodeName))
+	cidrs, err := a.source.WaitPodCIDRs(ctx)
+	if err != nil {
+		return err
+	}
+	if a.pool, err = ipam.New(cidrs); err != nil {
+		return err
+	}
+	a.source.SetRouterIPs(a.pool.Routers()...)
+	a.log.Info("node", "name", a.node.Name, "addresses", a.node.InternalIPs, "podCIDRs", cidrs)
+	a.setPhase(errors.New("loading programs"))
+	return nil
+}
+
+// newTunnels restores the numbers of tunnel endpoints from the map.
+func (a *Agent) newTunnels() (*node.Tunnels, error) {
+	vteps, err := maps.ArrayTarget[bpf.Vtep](a.kernel.maps, "vtep")
+	if err != nil {
+		return nil, err
+	}
+	restored, err := vteps.Load(context.Background())
+	if err != nil {
+		return nil, fmt.Errorf("map vtep: %w", err)
+	}
+	return node.NewTunnels(a.tables, a.kernel.underlay6, restored, a.log), nil
+}
+
+// paths is how packets find their way: each loop makes one target equal to one Want.
+type paths struct {
+	chain      *reconcile.Chain
+	addr       *reconcile.Loop[bpf.AddrKey, bpf.Addr]
+	ep         *reconcile.Loop[uint32, bpf.Ep]
+	toPod      *reconcile.Loop[attach.Hook, string]
+	fromPod    *reconcile.Loop[attach.Hook, string]
+	neighbours *reconcile.Loop[state.NeighbourKey, [6]byte]
+	routes     *reconcile.Loop[netip.Prefix, state.Route]
+}
+
+// newPaths joins Wants and Targets. The chain writes in this order and deletes in the opposite one.
+func (a *Agent) newPaths() error {
+	t, set := a.tables, a.kernel.maps
+	v := node.View{
+		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, VXLAN: a.kernel.devices.VXLAN, TunnelMTU: a.kernel.tunnelMTU,
+		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
+	}
+	for _, p := range []netip.Prefix{a.cfg.NativeRoutingCIDRv4, a.cfg.NativeRoutingCIDRv6} {
+		if p.IsValid() {
+			v.NoMasquerade = append(v.NoMasquerade, p)
+		}
+	}
+	a.view = v
+	vtepMap, err1 := maps.ArrayTarget[bpf.Vtep](set, "vtep")
+	cidrMap, err2 := maps.Target[bpf.CidrKey, bpf.Cidr](set, "cidr")
+	addrMap, err3 := maps.Target[bpf.AddrKey, bpf.Addr](set, "addr")
+	devMap, err4 := maps.Target[uint32, bpf.Dev](set, "dev")
+	epMap, err5 := maps.Target[uint32, bpf.Ep](set, "ep")
+	cfgMap, err6 := maps.ArrayTarget[bpf.RunCfg](set, "cfg")
+	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+		return err
+	}
+	k := a.kernel
+	switches := reconcile.Whole("cfg", cfgMap, k.runCfg)
+	vtep := reconcile.Keyed("vtep", vtepMap, v.Vtep, reconcile.FromTable(t.Tunnels, node.VtepKeys))
+	cidr := reconcile.Keyed("cidr", cidrMap, v.CIDR,
+		reconcile.FromTable(t.Nodes, v.CIDROfNode), reconcile.FromTable(t.Tunnels, v.CIDROfTunnel), reconcile.EveryKey(t.Nodes, v.CIDRStatic))
+	addr := reconcile.Keyed("addr", addrMap, v.Addr,
+		reconcile.FromTable(t.Endpoints, v.AddrOfEndpoint), reconcile.FromTable(t.RemoteIPs, v.AddrOfRemote),
+		reconcile.FromTable(t.Nodes, v.AddrOfNode), reconcile.FromTable(t.Devices, v.AddrOfDevice),
+		reconcile.FromTable(t.Tunnels, v.AddrOfTunnel), reconcile.FromTable(t.EndpointSlices, v.AddrOfSlice),
+		reconcile.FromTable(t.Services, a.svc.vipKeys))
+	dev := reconcile.Keyed("dev", devMap, v.Dev,
+		reconcile.FromTable(t.Devices, node.DevKeys), reconcile.EveryKey(t.Nodes, a.deviceKeys))
+	ep := reconcile.Keyed("ep", epMap, v.Ep, reconcile.FromTable(t.Endpoints, node.EpKeys))
+	egress := reconcile.Keyed("hooks-egress", side{k.attach.TC(), true}, a.hook,
+		reconcile.FromTable(t.Endpoints, podHook(true)), reconcile.FromTable(t.Devices, deviceHook(true)), reconcile.EveryKey(t.Nodes, a.tunnelHook(true)))
+	ingress := reconcile.Keyed("hooks-ingress", side{k.attach.TC(), false}, a.hook,
+		reconcile.FromTable(t.Endpoints, podHook(false)), reconcile.FromTable(t.Devices, deviceHook(false)), reconcile.EveryKey(t.Nodes, a.tunnelHook(false)))
+	sockets := reconcile.Whole("hooks-socket", k.attach.Cgroup(a.cfg.CgroupRoot), a.socketHooks)
+	neighbours := reconcile.Keyed("neighbours", netlink.Neighbours{}, v.Neighbour, reconcile.FromTable(t.Endpoints, node.NeighbourKeys))
+	routes := reconcile.Keyed("routes", netlink.Routes{}, v.Route,
+		reconcile.FromTable(t.Endpoints, v.RouteOfEndpoint), reconcile.FromTable(t.Nodes, v.RouteOfNode))
+	a.paths = &paths{
+		chain: reconcile.NewChain("paths", a.log,
+			switches, vtep, cidr, addr, dev, ep, egress, ingress, sockets, neighbours, routes),
+		addr: addr, ep: ep, toPod: egress, fromPod: ingress, neighbours: neighbours, routes: routes,
+	}
+	return nil
+}
+
+// chains are all chains of loops: Services before the paths that lead to them.
+func (a *Agent) chains() []*reconcile.Chain {
+	return slices.Concat(a.svc.chains(), []*reconcile.Chain{a.paths.chain})
+}
+
+// newPods makes the server of the container runtime's requests.
+func (a *Agent) newPods(client *kube.Client) error {
+	filter, err := identity.NewFilter(a.cfg.Labels)
+	if err != nil {
+		return fmt.Errorf("option labels: %w", err)
+	}
+	ids := identity.New(a.tables, client.Identities(), identity.Options{
+		ClusterName: a.cfg.ClusterName, Filter: filter, Log: a.log,
+		Taken: func(err error) bool { return errors.Is(err, kube.ErrTaken) },
+	})
+	a.pods = cni.New(cni.Options{
+		Tables: a.tables, Datapath: podLinks{a}, Addresses: a.pool, Identities: ids, Objects: client,
+		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },
+		StateDir:  a.cfg.StateDir + "/endpoints", QueueDir: wire.QueueDir, Log: a.log,
+	})
+	return nil
+}
+
+// ready opens the node for pods, as the very last step of a start.
+func (a *Agent) ready() error {
+	if err := a.kernel.retire(); err != nil {
+		a.log.Warn("programs of older generations stay pinned", "error", err)
+	}
+	a.pods.SetReady(nil)
+	a.source.SetReady(true)
+	if a.cfg.CNIConfPath != "" {
+		foreign, err := cni.WriteConf(a.cfg.CNIConfPath, a.cfg.Debug, a.cfg.CNIExclusive)
+		if err != nil {
+			return err
+		}
+		if len(foreign) > 0 {
+			a.log.Warn("other CNI configurations on this node; the runtime uses the first by name", "files", foreign)
+		}
+	}
+	a.setPhase(nil)
+	a.log.Info("ready", "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.programs.Hash,
+		"adopted", a.kernel.programs.Adopted)
+	return nil
+}
+
+func (a *Agent) setPhase(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.phase = err
+}
+
+// Ready returns nil when the agent serves its node, else what it waits for.
+func (a *Agent) Ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.phase
+}

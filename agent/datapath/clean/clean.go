@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package clean takes out of a node's kernel whatever Lash has put into it: attachments first, so
+// that no packet meets half a datapath, then devices, then programs and maps, then sysctls.
+package clean
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"lash.internal/lash/agent/datapath/attach"
+	"lash.internal/lash/agent/datapath/netlink"
+)
+
+// stateDir is where the agent keeps what the sysctls were before.
+const stateDir = "/run/lash"
+
+// Kernel removes all of it. It goes on after an error and returns all of them.
+func Kernel(_ context.Context, bpfRoot string) error {
+	errs := []error{attach.Clean(bpfRoot), netlink.Clean()}
+	s, err := netlink.NewSysctls(filepath.Join(stateDir, "sysctl.json"), "/host/proc/sys/net", "/proc/sys/net")
+	if err == nil {
+		err = s.Restore()
+	}
+	return errors.Join(append(errs, err)...)
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/datapath/dump"
+	"lash.internal/lash/agent/reconcile"
+	"lash.internal/lash/agent/rest"
+)
+
+// serveHealth answers the kubelet's probes, and load balancers that ask where kube-proxy would
+// answer.
+func (a *Agent) serveHealth(ctx context.Context) error {
+	health := rest.Health(a.Ready)
+	addrs := map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): health}
+	if a.cfg.KubeProxyReplacement && a.cfg.KubeProxyHealthzAddr != "" {
+		addrs[a.cfg.KubeProxyHealthzAddr] = proxyHealth(a.Ready)
+	}
+	return serveAll(ctx, addrs)
+}
+
+// proxyHealth answers like kube-proxy: /healthz for the load balancer, /livez for the process.
+func proxyHealth(ready func() error) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, err error) {
+		w.Header().Set("Content-Type", "application/json")
+		if err != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		fmt.Fprintf(w, `{"lastUpdated":%q,"currentTime":%[1]q,"nodeEligible":%t}`+"\n", time.Now().UTC().Format(time.RFC3339), err == nil)
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, ready()) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	return mux
+}
+
+// serveAll serves every address until ctx ends or one of them fails.
+func serveAll(ctx context.Context, addrs map[string]http.Handler) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	errs := make([]error, len(addrs))
+	var wg sync.WaitGroup
+	i := 0
+	for addr, handler := range addrs {
+		l, err := rest.ListenTCP(ctx, addr)
+		if err != nil {
+			stop()
+			wg.Wait()
+			return err
+		}
+		at := &errs[i]
+		i++
+		wg.Go(func() {
+			defer stop()
+			*at = rest.Serve(ctx, l, handler)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// serveAPI answers on the agent's socket, and metrics where they are wanted.
+func (a *Agent) serveAPI(ctx context.Context) error {
+	readable := dump.New(a.kernel.handles())
+	srv := rest.New(rest.Sources{
+		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
+		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
+		Events: a.events, CNI: a.pods.Handler(), Log: a.log,
+	})
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var metrics error
+	var wg sync.WaitGroup
+	if a.cfg.PrometheusAddr != "" {
+		wg.Go(func() {
+			defer stop()
+			metrics = serveAll(ctx, map[string]http.Handler{a.cfg.PrometheusAddr: srv.Metrics()})
+		})
+	}
+	err := srv.ListenAndServe(ctx, filepath.Join(a.cfg.RunDir, filepath.Base(api.SocketPath)))
+	stop()
+	wg.Wait()
+	return errors.Join(err, metrics)
+}
+
+func (a *Agent) settings() rest.Settings {
+	c := a.cfg
+	s := rest.Settings{
+		NodeName: c.NodeName, ClusterName: c.ClusterName, IPv4: c.IPv4, IPv6: c.IPv6,
+		RoutingMode: "tunnel", TunnelProtocol: c.TunnelProtocol, KubeProxyReplacement: c.KubeProxyReplacement,
+		SocketLB:           c.KubeProxyReplacement,
+		SocketLBHostnsOnly: c.KubeProxyReplacement && (!c.SocketLB || c.SocketLBHostNSOnly),
+		MasqueradeIPv4:     c.IPv4 && c.MasqueradeIPv4, MasqueradeIPv6: c.IPv6 && c.MasqueradeIPv6,
+		AttachMode: a.kernel.features.AttachMode(), Options: c.Options(),
+	}
+	if c.NativeRoutingCIDRv4.IsValid() {
+		s.NativeRoutingCIDR = c.NativeRoutingCIDRv4.String()
+	}
+	return s
+}
+
+// kubernetes is the state of the watches.
+func (a *Agent) kubernetes() api.K8sStatus {
+	out := api.K8sStatus{State: api.StateOk}
+	var problems []string
+	for _, h := range a.source.Health() {
+		if h.Error != "" {
+			problems = append(problems, h.Resource+": "+h.Error)
+			continue
+		}
+		out.APIVersions = append(out.APIVersions, h.Resource)
+	}
+	if len(problems) > 0 {
+		out.State, out.Msg = api.StateFailure, strings.Join(problems, "; ")
+	}
+	return out
+}
+
+// ipam is what of the node's addresses is given out.
+func (a *Agent) ipam() api.IPAMStatus {
+	out := api.IPAMStatus{Allocations: map[string]string{}}
+	var parts []string
+	for _, u := range a.pool.Usage() {
+		parts = append(parts, fmt.Sprintf("%s: %d/%d allocated from %s", u.Family, u.Allocated, u.Capacity, u.CIDRs))
+		for _, al := range u.Addresses {
+			out.Allocations[al.Addr.String()] = al.Owner
+			if al.Addr.Is4() {
+				out.IPv4 = append(out.IPv4, al.Addr.String())
+			} else {
+				out.IPv6 = append(out.IPv6, al.Addr.String())
+			}
+		}
+	}
+	out.Status = strings.Join(parts, ", ")
+	return out
+}
+
+// cniFile says where the runtime's configuration is.
+func (a *Agent) cniFile() api.Status {
+	switch err := a.Ready(); {
+	case a.cfg.CNIConfPath == "":
+		return api.Status{State: api.StateDisabled, Msg: "the CNI configuration is not managed by the agent"}
+	case err != nil:
+		return api.Status{State: api.StateWarning, Msg: "not written yet: " + err.Error()}
+	default:
+		return api.Status{State: api.StateOk, Msg: "successfully wrote CNI configuration file to " + a.cfg.CNIConfPath}
+	}
+}
+
+// controllers are the loops and the writers of Kubernetes objects.
+func (a *Agent) controllers() []api.Controller {
+	var loops []reconcile.Status
+	for _, c := range a.chains() {
+		loops = append(loops, c.Status()...)
+	}
+	return rest.ControllersOf(loops, time.Now())
+}
