@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -99,4 +100,18 @@ func (c *Client) Version(ctx context.Context) (ServerVersion, error) {
 		return ServerVersion{}, fmt.Errorf("API server version: %w", err)
 	}
 	return ServerVersion{Major: info.Major, Minor: info.Minor, GitVersion: info.GitVersion, Platform: info.Platform}, nil
+}
+
+// NewExtensionsClient makes a client for custom resource definitions.
+func NewExtensionsClient(o ClientOptions) (apiextensions.Interface, error) {
+	cfg, err := restConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	cfg.UserAgent = o.UserAgent
+	c, err := apiextensions.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("definitions client: %w", err)
+	}
+	return c, nil
 }

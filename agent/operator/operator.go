@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package operator does what must be done once in a cluster and not on every node.
+//
+//	at start          registers the definitions CiliumIdentity, CiliumEndpoint, CiliumNode
+//	CiliumNode     -> pod CIDRs out of the cluster pool (ipam: cluster-pool)
+//	agent pod      -> taint off the node, condition NetworkUnavailable=False
+//	pods           -> CiliumEndpoints without a pod go; DNS pods from before the agent are renewed
+//	CiliumEndpoint -> identities without a user go
+//	Node           -> CiliumNodes without a node go
+//
+// One replica at a time works, held by a lease; the others wait. Every loop is level-triggered:
+// it looks at what is, not at what happened.
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+
+	"lash.internal/lash/agent/kube"
+)
+
+// leaseName is the lease that the working replica holds.
+const leaseName = "cilium-operator-resource-lock"
+
+// ErrLostLease says that another replica has taken over. The process should end: what it knows is
+// stale.
+var ErrLostLease = errors.New("the lease " + leaseName + " was lost")
+
+// Operator is the cluster-wide part of the control plane.
+type Operator struct {
+	cfg        Config
+	client     *kube.Client
+	extensions apiextensions.Interface
+	log        *slog.Logger
+	metrics    *metrics
+	now        func() time.Time
+}
+
+type metrics struct {
+	registry   *prometheus.Registry
+	gcRuns     *prometheus.CounterVec
+	gcEntries  *prometheus.GaugeVec
+	poolErrors prometheus.Counter
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		gcRuns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "cilium_operator", Name: "identity_gc_runs", Help: "Runs of the identity collector",
+		}, []string{"outcome"}),
+		gcEntries: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "cilium_operator", Name: "identity_gc_entries", Help: "Identities at the end of the last run of the collector",
+		}, []string{"status"}),
+		poolErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "cilium_operator", Name: "ipam_allocation_errors_total", Help: "Nodes that could not be given a pod CIDR",
+		}),
+	}
+	m.registry.MustRegister(m.gcRuns, m.gcEntries, m.poolErrors,
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{Namespace: "cilium_operator"}))
+	return m
+}
+
+// New makes an operator.
+func New(cfg Config, c *kube.Client, x apiextensions.Interface, log *slog.Logger) *Operator {
+	return &Operator{cfg: cfg, client: c, extensions: x, log: log, metrics: newMetrics(), now: time.Now}
+}
+
+// Main is the operator's program: args are its flags.
+func Main(ctx context.Context, args []string, env func(string) string) error {
+	cfg, err := LoadConfig(args, env)
+	if err != nil {
+		return err
+	}
+	o := kube.ClientOptions{UserAgent: "cilium-operator"}
+	c, err := kube.NewClient(o)
+	if err != nil {
+		return err
+	}
+	x, err := kube.NewExtensionsClient(o)
+	if err != nil {
+		return err
+	}
+	return New(cfg, c, x, cfg.Logger()).Run(ctx)
+}
+
+// Run serves health and metrics, waits for the lease and works until ctx is done. It returns
+// ErrLostLease when another replica took over.
+func (o *Operator) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := leaderelection.NewLeaderHealthzAdaptor(20 * time.Second)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	health := http.NewServeMux()
+	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		if err := watchdog.Check(r); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write([]byte("ok"))
+	})
+	if err := o.serve(ctx, &wg, o.cfg.APIServeAddr, health); err != nil {
+		return err
+	}
+	if o.cfg.PrometheusAddr != "" {
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", promhttp.HandlerFor(o.metrics.registry, promhttp.HandlerOpts{}))
+		if err := o.serve(ctx, &wg, o.cfg.PrometheusAddr, mux); err != nil {
+			return err
+		}
+	}
+	elector, err := o.elector(watchdog, func(ctx context.Context) {
+		if err := o.work(ctx); err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	outer := ctx
+	elector.Run(ctx)
+	if outer.Err() == nil {
+		cancel(ErrLostLease)
+	}
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (o *Operator) elector(watchdog *leaderelection.HealthzAdaptor, work func(context.Context)) (*leaderelection.LeaderElector, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("name of this replica: %w", err)
+	}
+	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Name: leaseName,
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: o.cfg.AgentNamespace},
+			Client:     o.client.Kubernetes.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + string(uuid.NewUUID())[:8]},
+		},
+		LeaseDuration:   15 * time.Second,
+		RenewDeadline:   10 * time.Second,
+		RetryPeriod:     2 * time.Second,
+		ReleaseOnCancel: true,
+		WatchDog:        watchdog,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: work,
+			OnStoppedLeading: func() { o.log.Info("lease given up") },
+			OnNewLeader:      func(who string) { o.log.Info("leader", "replica", who) },
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("leader election: %w", err)
+	}
+	return e, nil
+}
+
+// serve answers HTTP on addr until ctx is done.
+func (o *Operator) serve(ctx context.Context, wg *sync.WaitGroup, addr string, h http.Handler) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
+	wg.Go(func() {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			o.log.Error("HTTP server ended", "address", addr, "error", err)
+		}
+	})
+	wg.Go(func() {
+		<-ctx.Done()
+		_ = srv.Close()
+	})
+	return nil
+}
+
+// work is what the leader does.
+func (o *Operator) work(ctx context.Context) error {
+	if err := registerCRDs(ctx, o.extensions, o.log); err != nil {
+		return err
+	}
+	v, err := newView(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	o.log.Info("objects synced", "nodes", len(v.nodes.List()), "endpoints", len(v.endpoints.List()), "identities", len(v.identities.List()))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if o.cfg.ClusterPool {
+		p, err := newPool(o, v)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { p.run(ctx) })
+	}
+	for _, l := range []struct {
+		name  string
+		every time.Duration
+		wake  <-chan struct{}
+		do    func(context.Context) error
+	}{
+		{"node readiness", time.Minute, v.subscribe(kindNode, kindAgentPod), (&readiness{o, v}).run},
+		{"ciliumnode collection", o.cfg.EndpointGCInterval, nil, (&collector{o: o, v: v}).nodes},
+		{"endpoint collection", o.cfg.EndpointGCInterval, nil, (&collector{o: o, v: v}).endpoints},
+		{"identity collection", o.cfg.IdentityGCInterval, nil, (&collector{o: o, v: v, unusedSince: map[string]time.Time{}}).identities},
+		{"unmanaged DNS pods", 15 * time.Second, nil, (&unmanaged{o, v}).run},
+	} {
+		if l.every > 0 {
+			wg.Go(func() { o.loop(ctx, l.name, l.every, l.wake, l.do) })
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// loop runs do at once, when woken and every so often; after a failure again after 1 to 30 s.
+func (o *Operator) loop(ctx context.Context, name string, every time.Duration, wake <-chan struct{}, do func(context.Context) error) {
+	pause := time.Second
+	for {
+		wait := every
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			o.log.Warn("loop failed, will try again", "loop", name, "in", pause, "error", err)
+			wait = min(pause, every)
+			pause = min(2*pause, 30*time.Second)
+		} else {
+			pause = time.Second
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-wake:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
