@@ -42,6 +42,23 @@ struct ip6_const {
 	u8 b[16];
 } __attribute__((aligned(8)));
 
+/* Reads of address constants, word by word: a plain copy would take the value at compile time. */
+static __inline u32 const4(const volatile struct ip4_const *c)
+{
+	return *(const volatile u32 *)c->b;
+}
+
+static __inline void const6(void *to, const volatile struct ip6_const *c)
+{
+	const volatile u32 *w = (const volatile u32 *)c->b;
+	u32 *out = to;
+
+	out[0] = w[0];
+	out[1] = w[1];
+	out[2] = w[2];
+	out[3] = w[3];
+}
+
 CONST(struct ip4_const, c_router4) = {}; /* cilium_host: source of ICMP errors to pods */
 CONST(struct ip6_const, c_router6) = {};
 CONST(struct ip4_const, c_node4) = {}; /* this node, direct routing */

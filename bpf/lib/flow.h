@@ -61,9 +61,9 @@ static __inline void loopback(struct pkt *p)
 	if (!ip_same(&p->x.daddr, &p->t.saddr))
 		return;
 	if (p->v6)
-		__builtin_memcpy(&p->x.saddr, (const void *)&c_loopback6, 16);
+		const6(&p->x.saddr, &c_loopback6);
 	else
-		__builtin_memcpy(&p->x.saddr.w[3], (const void *)&c_loopback4, 4);
+		p->x.saddr.w[3] = const4(&c_loopback4);
 	p->ct_flags |= CT_LOOPBACK;
 }
 

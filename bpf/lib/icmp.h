@@ -105,7 +105,7 @@ static __inline int error4(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.ip.len = bpf_htons(sizeof(h) + n);
 	h.ip.ttl = 64;
 	h.ip.proto = PROTO_ICMP;
-	__builtin_memcpy(&h.ip.src, (const void *)&c_router4, 4);
+	h.ip.src = const4(&c_router4);
 	h.ip.dst = p->t.saddr.w[3];
 	h.ip.csum = csum_final(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
 	h.type = type;
@@ -139,7 +139,7 @@ static __inline int error6(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.ip.len = bpf_htons(8 + n);
 	h.ip.next = PROTO_ICMP6;
 	h.ip.hops = 64;
-	__builtin_memcpy(h.ip.src, (const void *)&c_router6, 16);
+	const6(h.ip.src, &c_router6);
 	__builtin_memcpy(h.ip.dst, &p->t.saddr, 16);
 	h.type = type;
 	h.code = code;
