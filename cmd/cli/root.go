@@ -128,8 +128,13 @@ and measures it. What it installs keeps Cilium's names, so manifests, values and
 
 // commands is the tree, in the order of --help.
 var commands = []func(World) *cobra.Command{
+	newInstall,
+	newUpgrade,
+	newUninstall,
 	newStatus,
 	newIdentity,
 	newCluster,
 	newImage,
+	newChart,
+	newVersion,
 }

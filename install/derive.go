@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package install
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+
+	"lash.internal/lash/install/values"
+)
+
+// derive makes the values: what the facts suggest, under what the user gave.
+func derive(f *Facts, o Options, level string, say func(string, ...any)) (map[string]any, error) {
+	d := derivation{f: f, out: map[string]any{}, user: o.Values, say: say}
+	d.set("compatibility.level", level)
+	d.set("cluster.name", f.ClusterName)
+	if d.get("operator.replicas") == nil {
+		d.set("operator.replicas", 1)
+	}
+	d.datapath()
+	d.services()
+	d.families()
+	if err := d.ipam(); err != nil {
+		return nil, err
+	}
+	d.flavour()
+	if o.NodesWithoutNetwork {
+		d.nodesWithout()
+	}
+	return merge(d.out, o.Values), nil
+}
+
+type derivation struct {
+	f    *Facts
+	out  map[string]any
+	user map[string]any
+	say  func(string, ...any)
+}
+
+// get is what the user set, or nil.
+func (d *derivation) get(path string) any { return lookup(d.user, path) }
+
+// set records a value that was derived.
+func (d *derivation) set(path string, v any) {
+	m := d.out
+	parts := strings.Split(path, ".")
+	for _, p := range parts[:len(parts)-1] {
+		sub, ok := m[p].(map[string]any)
+		if !ok {
+			sub = map[string]any{}
+			m[p] = sub
+		}
+		m = sub
+	}
+	m[parts[len(parts)-1]] = v
+}
+
+func (d *derivation) datapath() {
+	d.set("routingMode", "tunnel")
+	d.set("tunnelProtocol", "vxlan")
+}
+
+// services makes Services ours where there is no kube-proxy.
+func (d *derivation) services() {
+	if d.f.KubeProxy || d.f.KubeProxySkip {
+		return
+	}
+	if v := d.get("kubeProxyReplacement"); v == nil {
+		d.say("ℹ️  Cilium will fully replace all functionalities of kube-proxy")
+		d.set("kubeProxyReplacement", "true")
+	}
+	if d.get("k8sServiceHost") == nil {
+		d.set("k8sServiceHost", d.f.APIHost)
+		if d.get("k8sServicePort") == nil {
+			d.set("k8sServicePort", d.f.APIPort)
+		}
+	}
+}
+
+func (d *derivation) families() {
+	if d.get("ipv4.enabled") == nil && !d.f.IPv4 {
+		d.say("ℹ️  The cluster is IPv6 only: using ipv4.enabled=false")
+		d.set("ipv4.enabled", false)
+	}
+	if d.get("ipv6.enabled") == nil && d.f.IPv6 {
+		if d.f.IPv4 {
+			d.say("ℹ️  The cluster is dual stack: using ipv6.enabled=true")
+		}
+		d.set("ipv6.enabled", true)
+	}
+}
+
+func (d *derivation) enabled(path string, byDefault bool) bool {
+	v := d.get(path)
+	if v == nil {
+		v = lookup(d.out, path)
+	}
+	if b, ok := v.(bool); ok {
+		return b
+	}
+	return byDefault
+}
+
+// ipam chooses where pod addresses come from, and a range that is free.
+func (d *derivation) ipam() error {
+	mode, _ := d.get("ipam.mode").(string)
+	listed := d.get("ipam.operator.clusterPoolIPv4PodCIDRList") != nil || d.get("ipam.operator.clusterPoolIPv6PodCIDRList") != nil
+	if mode == "" && !listed && (d.f.PodCIDRs || d.f.Flavour == "kind") {
+		d.say("ℹ️  Every node has a pod CIDR: using ipam.mode=kubernetes")
+		d.set("ipam.mode", "kubernetes")
+		return nil
+	}
+	if mode == "kubernetes" {
+		if !d.f.PodCIDRs {
+			return fmt.Errorf("ipam.mode=kubernetes needs spec.podCIDRs on every node, and %s has none: use ipam.mode=cluster-pool, or start kube-controller-manager with --allocate-node-cidrs",
+				d.f.nodeWithoutPodCIDR())
+		}
+		return nil
+	}
+	for _, fam := range []struct {
+		enabled   bool
+		key, def  string
+		candidate func(i int) netip.Prefix
+	}{
+		{d.enabled("ipv4.enabled", true), "ipam.operator.clusterPoolIPv4PodCIDRList", "10.0.0.0/8", func(i int) netip.Prefix {
+			return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16)
+		}},
+		{d.enabled("ipv6.enabled", false), "ipam.operator.clusterPoolIPv6PodCIDRList", "fd00::/104", func(i int) netip.Prefix {
+			a := netip.MustParseAddr("fd00::").As16()
+			a[7] = byte(i)
+			return netip.PrefixFrom(netip.AddrFrom16(a), 104)
+		}},
+	} {
+		if fam.enabled {
+			if err := d.pool(fam.key, fam.def, fam.candidate); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pool checks the ranges that the user gave, or finds a free one where the default overlaps.
+func (d *derivation) pool(key, def string, candidate func(int) netip.Prefix) error {
+	if given := d.get(key); given != nil {
+		for _, s := range wordsOf(given) {
+			p, err := netip.ParsePrefix(s)
+			if err != nil {
+				return fmt.Errorf("value %s: %q is not an address range such as %s", key, s, def)
+			}
+			if what := d.f.overlap(p); what != "" {
+				return fmt.Errorf("value %s: %s overlaps %s: choose a range that is free", key, p, what)
+			}
+		}
+		return nil
+	}
+	what := d.f.overlap(netip.MustParsePrefix(def))
+	if what == "" {
+		return nil
+	}
+	for i := range 256 {
+		if p := candidate(i); d.f.overlap(p) == "" {
+			d.say("ℹ️  The default pod range %s overlaps %s: using %s", def, what, p)
+			d.set(key, []any{p.String()})
+			return nil
+		}
+	}
+	return fmt.Errorf("no part of %s is free for pods (%s is in the way): give --set %s={RANGE}", def, what, key)
+}
+
+// overlap says what p overlaps in the cluster, or "".
+func (f *Facts) overlap(p netip.Prefix) string {
+	for _, s := range f.ServiceCIDRs {
+		if p.Overlaps(s) {
+			return fmt.Sprintf("the service range %s", s)
+		}
+	}
+	for i := range f.Nodes {
+		for _, a := range f.Nodes[i].Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil && p.Contains(ip) {
+				return fmt.Sprintf("the address %s of node %s", ip, f.Nodes[i].Name)
+			}
+		}
+	}
+	return ""
+}
+
+func (f *Facts) nodeWithoutPodCIDR() string {
+	for i := range f.Nodes {
+		if len(f.Nodes[i].Spec.PodCIDRs) == 0 && f.Nodes[i].Spec.PodCIDR == "" {
+			return "node " + f.Nodes[i].Name
+		}
+	}
+	return "the cluster"
+}
+
+// flavour sets what some kinds of cluster keep in other places.
+func (d *derivation) flavour() {
+	switch d.f.Flavour {
+	case "microk8s":
+		d.set("cni.binPath", "/var/snap/microk8s/current/opt/cni/bin")
+		d.set("cni.confPath", "/var/snap/microk8s/current/args/cni-network")
+	case "GKE":
+		d.set("cni.binPath", "/home/kubernetes/bin")
+	case "K3s":
+		d.set("cni.binPath", "/var/lib/rancher/k3s/data/current/bin")
+		d.set("cni.confPath", "/var/lib/rancher/k3s/agent/etc/cni/net.d")
+	}
+}
+
+// NoScheduleLabel marks nodes that get no agent with NodesWithoutNetwork.
+const NoScheduleLabel = "cilium.io/no-schedule"
+
+func (d *derivation) nodesWithout() {
+	rule := map[string]any{"nodeAffinity": map[string]any{
+		"requiredDuringSchedulingIgnoredDuringExecution": map[string]any{
+			"nodeSelectorTerms": []any{map[string]any{
+				"matchExpressions": []any{map[string]any{"key": NoScheduleLabel, "operator": "NotIn", "values": []any{"true"}}},
+			}},
+		},
+	}}
+	d.set("affinity", rule)
+	d.set("operator.affinity", rule)
+}
+
+// checkValues judges what the user gave before the cluster is asked anything.
+func checkValues(o Options) error {
+	switch o.DatapathMode {
+	case "", "tunnel":
+	case "native", "aws-eni", "gke", "azure", "aks-byocni":
+		return fmt.Errorf("datapath mode %s is not supported yet: use tunnel", o.DatapathMode)
+	default:
+		return fmt.Errorf("unknown datapath mode %q: use tunnel", o.DatapathMode)
+	}
+	notices, err := values.Check(o.Values)
+	if err != nil {
+		return err
+	}
+	for _, n := range notices {
+		o.Say("ℹ️  %s", n)
+	}
+	if name, ok := lookup(o.Values, "cluster.name").(string); ok && (len(name) > maxClusterName || !clusterNameForm.MatchString(name)) {
+		return fmt.Errorf("value cluster.name: %q must be at most %d lower-case letters, digits and dashes, with no dash at either end", name, maxClusterName)
+	}
+	return nil
+}
+
+// lookup follows a dotted path; nil when it leads nowhere.
+func lookup(m map[string]any, path string) any {
+	var v any = m
+	for _, p := range strings.Split(path, ".") {
+		sub, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = sub[p]
+	}
+	return v
+}
+
+// merge lays over on top of under, key by key; neither is changed.
+func merge(under, over map[string]any) map[string]any {
+	out := maps.Clone(under)
+	for k, v := range over {
+		a, aok := out[k].(map[string]any)
+		b, bok := v.(map[string]any)
+		if aok && bok {
+			out[k] = merge(a, b)
+			continue
+		}
+		out[k] = v
+	}
+	return out
+}
+
+// wordsOf is a list, or a text with one or more words, as words.
+func wordsOf(v any) []string {
+	switch x := v.(type) {
+	case string:
+		return strings.Fields(strings.ReplaceAll(x, ",", " "))
+	case []any:
+		var out []string
+		for _, e := range x {
+			out = append(out, fmt.Sprint(e))
+		}
+		return out
+	case []string:
+		return x
+	}
+	return nil
+}

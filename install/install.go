@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package install puts the network into a cluster and takes it out again. Up to Apply it only
+// reads: detect what the cluster is, derive values, look for obstacles, render the chart.
+//
+//	Detect -> Values -> Preflight -> Render -> Apply
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"helm.sh/helm/v3/pkg/chart"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/kubernetes"
+
+	"lash.internal/lash/agent/api"
+)
+
+// Sentinels of Plan; test with errors.Is.
+var (
+	ErrInstalled = errors.New("already installed")
+	ErrForeign   = errors.New("another network is in the way")
+	ErrPreflight = errors.New("the cluster is not ready for it")
+)
+
+// Cluster is where to install, as the kubeconfig and the flags name it.
+type Cluster struct {
+	Clientset kubernetes.Interface
+	Getter    genericclioptions.RESTClientGetter // for Helm; not used before Apply
+
+	Context   string // kubeconfig context
+	Name      string // kubeconfig cluster entry
+	Server    string // URL of the API server in the kubeconfig
+	Namespace string // where agent and operator run
+	Release   string // name of the Helm release
+}
+
+// Options is what the user asks for.
+type Options struct {
+	Version             string         // our version, or a Cilium version that is reported as compatibility level
+	ChartDir            string         // chart to use instead of the embedded one
+	Values              map[string]any // from -f and --set
+	DatapathMode        string         // "", tunnel, or one that is refused
+	NodesWithoutNetwork bool           // leave out nodes labelled cilium.io/no-schedule=true
+	HistoryMax          int            // revisions that Helm keeps
+
+	// Say receives one line of progress; never nil.
+	Say func(format string, args ...any)
+}
+
+// Plan is all that Apply needs, and what a dry run prints.
+type Plan struct {
+	Chart    *chart.Chart
+	Values   map[string]any // detected ones and the user's; the chart's defaults are not in it
+	Facts    *Facts
+	Findings []Finding
+	Manifest string
+}
+
+// Make reads the cluster and returns the plan. Errors are mistakes of the user or an unreachable
+// cluster; obstacles in the cluster are findings of the plan.
+func Make(ctx context.Context, c *Cluster, o Options) (*Plan, error) {
+	p := &Plan{}
+	var level string
+	steps := []func() error{
+		func() (err error) { level, err = resolveVersion(o.Version); return err },
+		func() error { return checkValues(o) },
+		func() (err error) { p.Chart, err = loadChart(o.ChartDir, level); return err },
+		func() (err error) { p.Facts, err = detect(ctx, c, o.Values); return err },
+		func() error { p.Facts.Say(level, o.Say); return nil },
+		func() (err error) { p.Values, err = derive(p.Facts, o, level, o.Say); return err },
+		func() (err error) { p.Manifest, err = render(p.Chart, c, p.Facts, p.Values); return err },
+		func() (err error) { p.Findings, err = preflight(ctx, c, p); return err },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// resolveVersion turns --version into the compatibility level that is reported.
+func resolveVersion(v string) (level string, err error) {
+	v = strings.TrimPrefix(v, "v")
+	switch {
+	case v == "", v == api.Version:
+		return api.CiliumVersion, nil
+	case isLevel(v):
+		return v, nil
+	}
+	return "", fmt.Errorf("there is no version %s: this program installs %s; a Cilium version 1.15.x or 1.16.x is accepted as compatibility level",
+		v, api.Version)
+}
+
+// isLevel says whether v is a Cilium version of the two lines that can be reported.
+func isLevel(v string) bool {
+	patch, ok := strings.CutPrefix(v, "1.16.")
+	if !ok {
+		patch, ok = strings.CutPrefix(v, "1.15.")
+	}
+	return ok && patch != "" && len(patch) <= 3 && strings.Trim(patch, "0123456789") == ""
+}
+
+// Versions lists what --version takes: each version of ours with its compatibility level, then the
+// patterns of levels.
+func Versions() [][2]string {
+	return [][2]string{
+		{api.Version, "Cilium " + api.CiliumVersion},
+		{"1.16.x", "Lash " + api.Version + " that reports this Cilium version"},
+		{"1.15.x", "Lash " + api.Version + " that reports this Cilium version"},
+	}
+}
