@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lbmap
+
+import (
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// array is an array map in our own memory. Elements are multiples of 8 bytes.
+type array[T any] struct {
+	mem []byte
+	len uint32
+}
+
+func mapArray[T any](m *ebpf.Map) (array[T], error) {
+	var zero T
+	size := unsafe.Sizeof(zero)
+	if m == nil || m.Type() != ebpf.Array || uintptr(m.ValueSize()) != size || size%8 != 0 {
+		return array[T]{}, fmt.Errorf("not an array of %d bytes", size)
+	}
+	page := os.Getpagesize()
+	bytes := (int(size)*int(m.MaxEntries()) + page - 1) / page * page
+	mem, err := unix.Mmap(m.FD(), 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return array[T]{}, fmt.Errorf("map into memory: %w", err)
+	}
+	return array[T]{mem: mem, len: m.MaxEntries()}, nil
+}
+
+// at returns the element i, which programs read at the same time: store by atomic operations.
+func (a array[T]) at(i uint32) *T {
+	var zero T
+	return (*T)(unsafe.Pointer(&a.mem[uintptr(i)*unsafe.Sizeof(zero)]))
+}
+
+// store writes an element word by word, each at once.
+func (a array[T]) store(i uint32, v T) {
+	dst, src := unsafe.Pointer(a.at(i)), unsafe.Pointer(&v)
+	for off := uintptr(0); off < unsafe.Sizeof(v); off += 8 {
+		w := *(*uint64)(unsafe.Add(src, off))
+		if p := (*uint64)(unsafe.Add(dst, off)); atomic.LoadUint64(p) != w {
+			atomic.StoreUint64(p, w)
+		}
+	}
+}
+
+func (a *array[T]) close() error {
+	if a.mem == nil {
+		return nil
+	}
+	mem := a.mem
+	a.mem = nil
+	return unix.Munmap(mem)
+}
