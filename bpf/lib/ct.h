@@ -212,12 +212,15 @@ static __inline int ct_starts_anew(struct pkt *p, const struct ct *c)
 }
 
 /* Reads the common part into the packet, and notes the packet in it. */
-static __noinline int ct_note(struct pkt *p, struct ct *c, int src_is_a)
+__noinline int ct_note(struct ct *c, u32 src_is_a)
 {
+	struct pkt *p = pkt_get();
 	const struct run_cfg *rc;
 	u32 zero = 0;
 	u8 fresh;
 
+	if (!p || !c)
+		return CT_MISS;
 	p->reply = !!(c->flags & CT_ORIG_A) != src_is_a;
 	p->ct_flags = c->flags;
 	p->ct_kind = c->kind;
@@ -286,7 +289,7 @@ static __noinline int ct_look4(struct pkt *p)
 		p->x.sport = v->sport;
 		p->x.dport = v->dport;
 	}
-	r = ct_note(p, &v->c, a);
+	r = ct_note(&v->c, a);
 	if (r == CT_HIT && tier_new && p->reply && !p->icmp_err)
 		p->ct_twin |= 2;
 	return r;
@@ -312,7 +315,7 @@ static __noinline int ct_look6(struct pkt *p)
 		p->x.sport = v->sport;
 		p->x.dport = v->dport;
 	}
-	r = ct_note(p, &v->c, a);
+	r = ct_note(&v->c, a);
 	if (r == CT_HIT && tier_new && p->reply && !p->icmp_err)
 		p->ct_twin |= 2;
 	return r;

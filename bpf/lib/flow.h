@@ -253,10 +253,15 @@ __noinline int related(struct __sk_buff *ctx)
 }
 
 /* Sends a packet that came out of a pod, or back to one, to its destination. */
-static __inline int forward(struct __sk_buff *ctx, struct pkt *p)
+__noinline int forward(struct __sk_buff *ctx)
 {
+	struct pkt *p = pkt_get();
+	int stack;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
 	/* the stack saw this flow's first packet, so it must see all of them */
-	int stack = !!(p->ct_flags & CT_VIA_STACK);
+	stack = !!(p->ct_flags & CT_VIA_STACK);
 
 	switch (p->dst_kind) {
 	case ADDR_LOCAL_EP:
@@ -334,5 +339,5 @@ __noinline int flow(struct __sk_buff *ctx)
 out:
 	if (!hook_is_ingress(p->hook))
 		return to_stack(p);
-	return forward(ctx, p);
+	return forward(ctx);
 }

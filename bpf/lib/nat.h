@@ -9,7 +9,7 @@
 #include "parse.h"
 
 #define SNAT_RANDOM_TRIES 8
-#define SNAT_TRIES 24
+#define SNAT_TRIES 40
 
 static __inline u32 l4_csum_off(const struct pkt *p)
 {
@@ -229,6 +229,29 @@ static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 	return c_snat_min + (first - c_snat_min + i) % n;
 }
 
+struct snat {
+	u32 pick;
+	int err;
+	u16 first;
+};
+
+/* One try of nat_add: 1 ends the loop. */
+static long snat_try(u32 i, void *arg)
+{
+	struct pkt *p = pkt_get();
+	struct snat *s = arg;
+
+	if (!p)
+		return 1;
+	if (s->pick || i) {
+		p->x.sport = bpf_htons(snat_candidate(p, i, s->first));
+		if (p->proto == PROTO_ICMP || p->proto == PROTO_ICMP6)
+			p->x.dport = p->x.sport;
+	}
+	s->err = ct_add_rev();
+	return s->err != -EEXIST;
+}
+
 /*
  * Adds the halves of a translated flow. With pick the source port is chosen from the reserved
  * range, otherwise it is kept unless the translated tuple is taken.
@@ -236,29 +259,18 @@ static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 __noinline int nat_add(u32 pick)
 {
 	struct pkt *p = pkt_get();
-	int err = -1;
-	u16 first;
-	u32 i;
+	struct snat s = { .pick = pick, .err = -1 };
+	int ports;
 
 	if (!p)
 		return -DROP_CT_INSERT;
-	first = snat_candidate(p, 1, 0);
-	for (i = 0; i < SNAT_TRIES; i++) {
-		if (pick || i) {
-			p->x.sport = bpf_htons(snat_candidate(p, i, first));
-			if (p->proto == PROTO_ICMP || p->proto == PROTO_ICMP6)
-				p->x.dport = p->x.sport;
-		}
-		err = ct_add_rev();
-		if (err != -EEXIST)
-			break;
-		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP &&
-		    p->proto != PROTO_ICMP6)
-			return DROP(p, FILE_NAT, DROP_SNAT_UNSUPPORTED);
-	}
-	if (err == -EEXIST)
-		return DROP(p, FILE_NAT, DROP_NO_SNAT_MAPPING);
-	if (err)
+	ports = p->proto == PROTO_TCP || p->proto == PROTO_UDP || p->proto == PROTO_ICMP ||
+		p->proto == PROTO_ICMP6;
+	s.first = snat_candidate(p, 1, 0);
+	bpf_loop(ports ? SNAT_TRIES : 1, snat_try, &s, 0);
+	if (s.err == -EEXIST)
+		return DROP(p, FILE_NAT, ports ? DROP_NO_SNAT_MAPPING : DROP_SNAT_UNSUPPORTED);
+	if (s.err)
 		return DROP(p, FILE_NAT, DROP_CT_INSERT);
 	if (ct_add_fwd()) {
 		ct_forget(TUPLE_X);

@@ -203,7 +203,7 @@ static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
 		v = related(ctx);
 		if (v || p->dst_kind != ADDR_LOCAL_EP)
 			return V_PASS;
-		return forward(ctx, p);
+		return forward(ctx);
 	}
 	if (ct_lookup() != CT_HIT || !p->xlate)
 		return V_PASS;
@@ -212,7 +212,7 @@ static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
 	if (v)
 		return v;
 	dst_resolve(TUPLE_T);
-	return forward(ctx, p);
+	return forward(ctx);
 }
 
 static __inline int from_network(struct __sk_buff *ctx)
