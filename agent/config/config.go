@@ -63,6 +63,7 @@ type Config struct {
 	OperatorAPIAddr      string
 	NotReadyTaint        string
 	RemoveNodeTaints     bool
+	SetNodeTaints        bool
 	SetCiliumIsUp        bool
 	CNIConfPath          string // empty: do not write
 	CNIExclusive         bool

@@ -51,6 +51,7 @@ func clusterOptions() []option {
 		toggle("remove-cilium-node-taints", "true", "remove the taint when the agent is ready", func(c *Config) *bool { return &c.RemoveNodeTaints }),
 		toggle("set-cilium-is-up-condition", "true", "set NetworkUnavailable=False when the agent is ready", func(c *Config) *bool { return &c.SetCiliumIsUp }),
 		toggle("leader-elect", "true", "operator: only one replica acts", func(c *Config) *bool { return &c.OperatorLeaderElect }),
+		toggle("set-cilium-node-taints", "false", "operator: taint nodes on which no agent is ready", func(c *Config) *bool { return &c.SetNodeTaints }),
 		text("compatibility-level", "", "Cilium version that is reported", func(c *Config) *string { return &c.CompatibilityLevel }),
 	}
 }

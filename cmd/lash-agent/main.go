@@ -24,6 +24,7 @@ import (
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/clean"
 	"lash.internal/lash/agent/nodeinit"
+	"lash.internal/lash/agent/operator"
 	"lash.internal/lash/cmd/pod"
 	"lash.internal/lash/connectivity/probe"
 )
@@ -38,6 +39,7 @@ func main() {
 const usage = `usage: lash-agent COMMAND
 
   agent      the agent of a node (cilium-agent)
+  operator   the operator of the cluster (cilium-operator-generic)
   cilium     the commands in the agent's pod (cilium, cilium-dbg)
   init       one step of a node's preparation: ` + nodeinit.Steps + `
   echo       server of the connectivity test
@@ -56,6 +58,8 @@ func run(ctx context.Context, name string, args []string) int {
 	switch name {
 	case "agent", "cilium-agent":
 		return daemon(ctx, args, agent.Run)
+	case "operator", "cilium-operator-generic", "cilium-operator":
+		return exit(operator.Main(ctx, args, os.Getenv))
 	case "init":
 		return nodeinit.Main(ctx, args, nodeinit.World{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, CleanKernel: clean.Kernel})
 	case "echo":
