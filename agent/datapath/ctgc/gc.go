@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ctgc
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"lash.internal/lash/bpf"
+)
+
+// Maps are the conntrack tables and the map that hands candidates to the program.
+type Maps struct {
+	Ct4, Ct4New, Ct6, Ct6New, Batch *ebpf.Map
+}
+
+// Programs are the two that delete.
+type Programs struct {
+	Expire, Purge *ebpf.Program
+}
+
+// lookupBatch is how many entries one system call reads: buckets are held meanwhile.
+const lookupBatch = 256
+
+// Collector sweeps the tables of one node.
+type Collector struct {
+	maps  Maps
+	progs Programs
+	log   *slog.Logger
+	now   func() (uint32, error) // in the unit of Ct.Seen
+
+	mu    sync.Mutex
+	stats [2]Stats // IPv4, IPv6
+	fails uint64
+}
+
+// Stats is what is known about the tables of one family.
+type Stats struct {
+	Runs     uint64
+	Alive    uint64 // found by the last sweep
+	Deleted  uint64 // by all sweeps
+	Purged   uint64 // because their address went away
+	Duration time.Duration
+	Fill     float64 // share of the main table in use, 0 to 1
+}
+
+// New returns a collector. Nothing happens before Run or Purge.
+func New(m Maps, p Programs, log *slog.Logger) *Collector {
+	return &Collector{maps: m, progs: p, log: log, now: clock}
+}
+
+// clock is the coarse monotonic clock in the unit of Ct.Seen.
+func clock() (uint32, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, fmt.Errorf("monotonic clock: %w", err)
+	}
+	return uint32(uint64(ts.Nano()) >> bpf.SeenShift), nil
+}
+
+// Stats returns the counters of a family.
+func (c *Collector) Stats(v6 bool) Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stats[index(v6)]
+}
+
+func index(v6 bool) int {
+	if v6 {
+		return 1
+	}
+	return 0
+}
+
+// Run sweeps both families until ctx ends. Call it once Services and endpoints are in the kernel:
+// until then flows may look idle only because a restarting agent has not yet put their way back.
+func (c *Collector) Run(ctx context.Context) error {
+	interval := intervalFirst
+	for {
+		timer := time.NewTimer(interval)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		var share, fill float64
+		for _, v6 := range []bool{false, true} {
+			before := c.Stats(v6)
+			if err := c.Sweep(v6); err != nil {
+				c.log.Warn("sweep of the conntrack table failed", "ipv6", v6, "error", err)
+				continue
+			}
+			s := c.Stats(v6)
+			deleted := float64(s.Deleted - before.Deleted)
+			if all := deleted + float64(s.Alive); all > 0 {
+				share = max(share, deleted/all)
+			}
+			fill = max(fill, s.Fill)
+		}
+		if fill > 0.9 {
+			c.log.Warn("conntrack table is nearly full", "fill", fill)
+		}
+		interval = nextInterval(interval, share, fill)
+	}
+}
+
+// Sweep removes the idle flows of one family.
+func (c *Collector) Sweep(v6 bool) error {
+	start := time.Now()
+	now, err := c.now()
+	if err != nil {
+		return err
+	}
+	tight := c.Stats(v6).Fill > fillTight
+	var r result
+	if v6 {
+		r, err = sweep(c, family[bpf.Ct6Key, bpf.Ct6]{
+			v6: true, tiers: [2]*ebpf.Map{c.maps.Ct6, c.maps.Ct6New},
+			ct: func(v *bpf.Ct6) *bpf.Ct { return &v.C }, twin: twin6,
+			l4: func(k *bpf.Ct6Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
+		}, now, tight)
+	} else {
+		r, err = sweep(c, family[bpf.Ct4Key, bpf.Ct4]{
+			tiers: [2]*ebpf.Map{c.maps.Ct4, c.maps.Ct4New},
+			ct:    func(v *bpf.Ct4) *bpf.Ct { return &v.C }, twin: twin4,
+			l4: func(k *bpf.Ct4Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
+		}, now, tight)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.stats[index(v6)]
+	s.Deleted += r.deleted
+	if err != nil {
+		c.fails++
+		return err
+	}
+	s.Runs++
+	s.Alive, s.Fill, s.Duration = r.alive, r.fill, time.Since(start)
+	return nil
+}
+
+// family is the tables of one address family; the first tier is the one that nobody evicts.
+type family[K comparable, V any] struct {
+	v6    bool
+	tiers [2]*ebpf.Map
+	ct    func(*V) *bpf.Ct
+	l4    func(*K) (proto uint8, pa, pb uint16)
+	twin  func(*K, *V) K
+}
+
+type result struct {
+	alive, deleted uint64
+	fill           float64
+}
+
+// sweep reads both tiers and gives what is idle to the program.
+func sweep[K comparable, V any](c *Collector, f family[K, V], now uint32, tight bool) (result, error) {
+	var r result
+	var items []bpf.GcItem
+	for tier, m := range f.tiers {
+		entries := uint64(0)
+		err := eachBatch(m, func(keys []K, values []V) error {
+			for i := range keys {
+				entries++
+				idle := f.judge(&keys[i], &values[i], uint8(tier), now, tight)
+				if idle == nil {
+					r.alive++
+				}
+				items = append(items, idle...)
+			}
+			if len(items) < lookupBatch {
+				return nil
+			}
+			n, err := c.expire(f.v6, items)
+			r.deleted += n
+			items = items[:0]
+			return err
+		})
+		if err != nil {
+			return r, err
+		}
+		if tier == 0 {
+			r.fill = float64(entries) / float64(m.MaxEntries())
+		}
+	}
+	n, err := c.expire(f.v6, items)
+	r.deleted += n
+	return r, err
+}
+
+// judge returns the items that end a flow if it is idle, both halves of it; none if it is not.
+func (f family[K, V]) judge(k *K, v *V, tier uint8, now uint32, tight bool) []bpf.GcItem {
+	proto, pa, pb := f.l4(k)
+	ct := f.ct(v)
+	fl := newFlow(proto, pa, pb, ct, now)
+	if !fl.expired(tight) {
+		return nil
+	}
+	items := []bpf.GcItem{item(k, ct, tier)}
+	if ct.Kind == bpf.CtPlain {
+		return items
+	}
+	other := f.twin(k, v)
+	for t, m := range f.tiers {
+		var w V
+		err := m.Lookup(&other, &w)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil
+		}
+		o := f.ct(&w)
+		if o.Kind == bpf.CtPlain || o.Kind == ct.Kind || f.twin(&other, &w) != *k {
+			continue // another flow has taken the tuple
+		}
+		_, pa, pb := f.l4(&other)
+		if fl = fl.join(newFlow(proto, pa, pb, o, now)); !fl.expired(tight) {
+			return nil
+		}
+		items = append(items, item(&other, o, uint8(t)))
+	}
+	return items
+}
+
+func item[K any](k *K, ct *bpf.Ct, tier uint8) bpf.GcItem {
+	it := bpf.GcItem{Seen: ct.Seen, Flags: ct.Flags, Tier: tier}
+	copy(it.Key[:], unsafe.Slice((*byte)(unsafe.Pointer(k)), unsafe.Sizeof(*k)))
+	return it
+}
+
+// eachBatch reads a table a few hundred entries at a time. What is inserted meanwhile may be
+// missed until the next sweep.
+func eachBatch[K, V any](m *ebpf.Map, do func([]K, []V) error) error {
+	size := lookupBatch
+	for {
+		keys, values := make([]K, size), make([]V, size)
+		var cursor ebpf.MapBatchCursor
+		for {
+			n, err := m.BatchLookup(&cursor, keys, values, nil)
+			done := errors.Is(err, ebpf.ErrKeyNotExist)
+			if errors.Is(err, unix.ENOSPC) {
+				break // a bucket holds more than size: once more with a larger one
+			}
+			if err != nil && !done {
+				return fmt.Errorf("read conntrack table: %w", err)
+			}
+			if err := do(keys[:n], values[:n]); err != nil {
+				return err
+			}
+			if done {
+				return nil
+			}
+		}
+		size *= 4
+	}
+}
+
+// expire has the program delete those items that are still as they were read.
+func (c *Collector) expire(v6 bool, items []bpf.GcItem) (uint64, error) {
+	var deleted uint64
+	limit := int(c.maps.Batch.MaxEntries())
+	for len(items) > 0 {
+		part := items[:min(len(items), limit)]
+		items = items[len(part):]
+		index := make([]uint32, len(part))
+		for i := range index {
+			index[i] = uint32(i)
+		}
+		if _, err := c.maps.Batch.BatchUpdate(index, part, nil); err != nil {
+			return deleted, fmt.Errorf("write candidates: %w", err)
+		}
+		arg := bpf.GcExpire{Count: uint32(len(part))}
+		if v6 {
+			arg.V6 = 1
+		}
+		if err := run(c.progs.Expire, &arg); err != nil {
+			return deleted, fmt.Errorf("expire flows: %w", err)
+		}
+		deleted += uint64(arg.Deleted)
+	}
+	return deleted, nil
+}
+
+// Purge deletes every flow of an address, translated or not. It is for an address that leaves the
+// node, before somebody else may get it.
+func (c *Collector) Purge(addrs ...netip.Addr) error {
+	for _, a := range addrs {
+		if !a.IsValid() {
+			continue
+		}
+		arg := bpf.GcPurge{Ip: bpf.IP(a)}
+		if err := run(c.progs.Purge, &arg); err != nil {
+			return fmt.Errorf("purge flows of %s: %w", a, err)
+		}
+		c.mu.Lock()
+		c.stats[index(a.Unmap().Is6())].Purged += uint64(arg.Deleted)
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// run calls a program with an argument that it may change.
+func run[T any](p *ebpf.Program, arg *T) error {
+	var out T
+	rc, err := p.Run(&ebpf.RunOptions{Context: *arg, ContextOut: &out})
+	if err != nil {
+		return err
+	}
+	if rc != 0 {
+		return fmt.Errorf("program returned %d", int32(rc))
+	}
+	*arg = out
+	return nil
+}
+
+// twin4 is the key of the other half: the tuple of the translated packet, the smaller address and
+// port first, compared as the programs read them.
+func twin4(k *bpf.Ct4Key, v *bpf.Ct4) bpf.Ct4Key {
+	out := bpf.Ct4Key{A: v.Daddr, B: v.Saddr, Pa: v.Dport, Pb: v.Sport, Proto: k.Proto, Zone: k.Zone}
+	if v.Saddr < v.Daddr || v.Saddr == v.Daddr && v.Sport < v.Dport {
+		out.A, out.B, out.Pa, out.Pb = v.Saddr, v.Daddr, v.Sport, v.Dport
+	}
+	return out
+}
+
+// twin6 is the same for IPv6, where programs compare two words of 8 bytes.
+func twin6(k *bpf.Ct6Key, v *bpf.Ct6) bpf.Ct6Key {
+	out := bpf.Ct6Key{A: v.Daddr, B: v.Saddr, Pa: v.Dport, Pb: v.Sport, Proto: k.Proto, Zone: k.Zone}
+	words := func(b [16]byte) [2]uint64 {
+		return [2]uint64{binary.NativeEndian.Uint64(b[:8]), binary.NativeEndian.Uint64(b[8:])}
+	}
+	s, d := words(v.Saddr), words(v.Daddr)
+	if s[0] < d[0] || s[0] == d[0] && (s[1] < d[1] || s[1] == d[1] && v.Sport < v.Dport) {
+		out.A, out.B, out.Pa, out.Pb = v.Saddr, v.Daddr, v.Sport, v.Dport
+	}
+	return out
+}
