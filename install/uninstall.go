@@ -197,7 +197,7 @@ func cleaner(namespace, node string, f folders) *corev1.Pod {
 			Tolerations:                  []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			Containers: []corev1.Container{{
 				Name: "clean", Image: f.image, ImagePullPolicy: corev1.PullIfNotPresent,
-				Command:                  []string{"lash-agent", "init", "clean-state", "--bpf-root", f.bpfRoot},
+				Command:                  []string{"lash-agent", "init", "clean-state", "--all", "--bpf-root", f.bpfRoot},
 				TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 				SecurityContext: &corev1.SecurityContext{
 					AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,

@@ -115,6 +115,7 @@ var general = []Key{
 	key("prometheus.port", Int, "9962", "Port of the agent's metrics."),
 	key("healthPort", Int, "9879", "Port of the agent's health endpoint on 127.0.0.1."),
 	key("cleanState", Bool, "false", "Remove all state of the node when an agent pod starts. Interrupts traffic."),
+	key("cleanBpfState", Bool, "false", "Remove programs, maps and devices of Lash on the node when an agent pod starts. Interrupts traffic."),
 	key("daemon.runPath", String, "/var/run/cilium", "Folder of the agent's sockets on the nodes."),
 	key("rbac.create", Bool, "true", "Create roles and bindings."),
 	key("serviceAccounts.cilium.create", Bool, "true", "Create the agent's service account."),
@@ -247,7 +248,6 @@ var others = []Key{
 	unsupported("cni.customConf", "the configuration that the agent writes"),
 	unsupported("authentication.mutual.spire.enabled", "mutual authentication by other means"),
 	unsupported("kubeProxyReplacementHealthzBindAddr", "the default"),
-	unsupported("cleanBpfState", "cleanState"),
 	unsupported("extraContainers", "a pod of its own"),
 	unsupported("extraInitContainers", "a DaemonSet of its own"),
 }
