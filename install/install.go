@@ -47,6 +47,9 @@ type Options struct {
 	NodesWithoutNetwork bool           // leave out nodes labelled cilium.io/no-schedule=true
 	HistoryMax          int            // revisions that Helm keeps
 
+	// ImageOnNode asks a node itself whether it has an image, where there is a way; known is false
+	// where there is none, and the node's status decides. May be nil.
+	ImageOnNode func(ctx context.Context, node, image string) (have, known bool)
 	// Say receives one line of progress; never nil.
 	Say func(format string, args ...any)
 }
@@ -58,12 +61,14 @@ type Plan struct {
 	Facts    *Facts
 	Findings []Finding
 	Manifest string
+
+	imageOnNode func(ctx context.Context, node, image string) (have, known bool)
 }
 
 // Make reads the cluster and returns the plan. Errors are mistakes of the user or an unreachable
 // cluster; obstacles in the cluster are findings of the plan.
 func Make(ctx context.Context, c *Cluster, o Options) (*Plan, error) {
-	p := &Plan{}
+	p := &Plan{imageOnNode: o.ImageOnNode}
 	var level string
 	steps := []func() error{
 		func() (err error) { level, err = resolveVersion(o.Version); return err },

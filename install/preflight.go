@@ -230,7 +230,7 @@ func kernels(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
 const maxListedImages = 50
 
 // images makes sure that nodes can have the image.
-func images(_ context.Context, c *Cluster, p *Plan) ([]Finding, error) {
+func images(ctx context.Context, c *Cluster, p *Plan) ([]Finding, error) {
 	image := imageInManifest(p.Manifest)
 	switch {
 	case strings.HasPrefix(image, "quay.io/cilium/"), strings.Contains(image, "/cilium/cilium:"):
@@ -247,16 +247,27 @@ func images(_ context.Context, c *Cluster, p *Plan) ([]Finding, error) {
 		if n.Labels[NoScheduleLabel] == "true" || (n.Labels["kubernetes.io/os"] != "" && n.Labels["kubernetes.io/os"] != "linux") {
 			continue
 		}
-		if !hasImage(n, image) && len(n.Status.Images) < maxListedImages {
+		if hasImage(n, image) {
+			continue
+		}
+		if p.imageOnNode != nil { // a kubelet takes up to a minute to report a new image
+			if have, known := p.imageOnNode(ctx, n.Name, image); known {
+				if !have {
+					missing = append(missing, n.Name)
+				}
+				continue
+			}
+		}
+		if len(n.Status.Images) < maxListedImages {
 			missing = append(missing, n.Name)
 		}
 	}
 	if len(missing) == 0 {
 		return nil, nil
 	}
-	next := "lash image save lash.tar, then on each node: ctr -n k8s.io images import lash.tar (or push it to a registry and set image.repository)"
+	next := "lash image save lash.tar, then on each node: ctr -n k8s.io images import lash.tar, and wait up to a minute until the kubelet reports it (or push it to a registry and set image.repository)"
 	if local, ok := strings.CutPrefix(c.Context, "lash-"); ok {
-		next = fmt.Sprintf("lash image save lash.tar && lash cluster load-image lash.tar --name %s (a kubelet may take a minute to report it)", local)
+		next = fmt.Sprintf("lash image save lash.tar && lash cluster load-image lash.tar --name %s", local)
 	}
 	return []Finding{{
 		Level: Block, What: fmt.Sprintf("the image %s is not on every node and no registry has it", image),

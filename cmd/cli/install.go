@@ -16,6 +16,7 @@ import (
 
 	"lash.internal/lash/cmd/kube"
 	cliterm "lash.internal/lash/cmd/term"
+	"lash.internal/lash/connectivity/cluster"
 	"lash.internal/lash/install"
 )
 
@@ -122,17 +123,17 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 	if _, err := client.Check(ctx); err != nil {
 		return err
 	}
-	cluster := clusterOf(client)
+	target := clusterOf(client)
 	opts := install.Options{
 		Version: f.version, ChartDir: f.chartDir, Values: user, DatapathMode: f.datapathMode,
-		NodesWithoutNetwork: f.without, HistoryMax: f.historyMax, Say: progress.Println,
+		NodesWithoutNetwork: f.without, HistoryMax: f.historyMax, Say: progress.Println, ImageOnNode: imageOnLocalNode(client),
 	}
 	if !f.dryRun && !f.dryRunValues {
-		if done, err := alreadyInstalled(progress, cluster, !f.values.all().Empty()); done || err != nil {
+		if done, err := alreadyInstalled(progress, target, !f.values.all().Empty()); done || err != nil {
 			return err
 		}
 	}
-	plan, err := install.Make(ctx, cluster, opts)
+	plan, err := install.Make(ctx, target, opts)
 	if err != nil {
 		return valuesError(err)
 	}
@@ -149,7 +150,7 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 	if err := consent(w, progress, client, plan.Findings, f.yes); err != nil {
 		return err
 	}
-	if _, err := install.Apply(ctx, cluster, plan, opts); err != nil {
+	if _, err := install.Apply(ctx, target, plan, opts); err != nil {
 		return err
 	}
 	progress.Println("✅ Cilium was successfully installed! Run 'lash status' to view installation health")
@@ -157,6 +158,22 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 		return nil
 	}
 	return waitInstalled(ctx, progress, client, f.waitDuration)
+}
+
+// imageOnLocalNode asks the nodes of a cluster that runs on this machine; nil for other clusters.
+func imageOnLocalNode(c *kube.Client) func(ctx context.Context, node, image string) (have, known bool) {
+	name, ok := strings.CutPrefix(c.Cluster, "lash-")
+	if !ok {
+		return nil
+	}
+	local, err := cluster.Get("", name)
+	if err != nil || !strings.HasSuffix(c.Server, fmt.Sprintf("127.0.0.1:%d", local.Port)) {
+		return nil
+	}
+	return func(ctx context.Context, node, image string) (have, known bool) {
+		have, err := cluster.HasImage(ctx, "", name, node, image)
+		return have, err == nil
+	}
 }
 
 // alreadyInstalled says so when there is a release of ours, and how to change it.

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"debug/elf"
 	"errors"
@@ -232,6 +233,21 @@ func (c *Cluster) loadImage(ctx context.Context, file string) error {
 		})
 	}
 	return g.Wait()
+}
+
+// HasImage says whether a node of a cluster has an image, given by its full reference.
+func HasImage(ctx context.Context, stateDir, name, node, ref string) (bool, error) {
+	var out, errOut bytes.Buffer
+	code, err := Exec(ctx, stateDir, name, node, []string{
+		"ctr", "--address", containerdSocket, "--namespace", "k8s.io", "images", "list", "-q", "name==" + ref,
+	}, nil, &out, &errOut)
+	if err != nil {
+		return false, err
+	}
+	if code != 0 {
+		return false, fmt.Errorf("listing the images of %s: %s", node, strings.TrimSpace(errOut.String()))
+	}
+	return strings.TrimSpace(out.String()) == ref, nil
 }
 
 // waitContainerd waits until the node's containerd answers.
