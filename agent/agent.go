@@ -95,7 +95,16 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if a.kernel, err = openKernel(cfg, a.node, a.pool, log); err != nil {
 		return err
 	}
-	defer a.kernel.close()
+	defer func() {
+		stop(nil)
+		running.Wait() // nobody uses what is closed here
+		if a.svc != nil {
+			if err := a.svc.close(); err != nil {
+				log.Warn("maps stay mapped", "error", err)
+			}
+		}
+		a.kernel.close()
+	}()
 	tunnels, err := a.newTunnels()
 	if err != nil {
 		return err
@@ -264,7 +273,7 @@ func (a *Agent) newPods(client *kube.Client) error {
 		Taken: func(err error) bool { return errors.Is(err, kube.ErrTaken) },
 	})
 	a.pods = cni.New(cni.Options{
-		Tables: a.tables, Datapath: podLinks{a}, Addresses: a.pool, Identities: ids, Objects: client,
+		Tables: a.tables, Datapath: podLinks{a}, Addresses: forgetful{a.pool, a.svc.flows, a.log}, Identities: ids, Objects: client,
 		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },
 		StateDir:  a.cfg.StateDir + "/endpoints", QueueDir: wire.QueueDir, Log: a.log,
 	})

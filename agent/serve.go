@@ -77,8 +77,11 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	srv := rest.New(rest.Sources{
 		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
-		Events: a.events, CNI: a.pods.Handler(), Log: a.log,
+		Services: a.svc.list, Events: a.events, CNI: a.pods.Handler(), Log: a.log,
 	})
+	if err := srv.Register(a.svc.flows); err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var metrics error

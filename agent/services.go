@@ -4,10 +4,14 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/netip"
 
 	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/datapath/ctgc"
 	"lash.internal/lash/agent/datapath/lbmap"
+	"lash.internal/lash/agent/ipam"
 	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/rest"
 	"lash.internal/lash/agent/service"
@@ -22,6 +26,7 @@ type services struct {
 	view  service.View
 	maps  *lbmap.Target
 	chain *reconcile.Chain
+	flows *ctgc.Collector
 }
 
 func newServices(a *Agent) (*services, error) {
@@ -36,16 +41,67 @@ func newServices(a *Agent) (*services, error) {
 	loop := reconcile.Keyed("services", target, v.Want,
 		reconcile.FromTable(t.Services, v.Frontends), reconcile.FromTable(t.EndpointSlices, v.FrontendsOfSlice)).
 		Equal(state.Balance.Satisfies)
-	return &services{a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop)}, nil
+	flows, err := newCollector(k, a.log)
+	if err != nil {
+		return nil, errors.Join(err, target.Close())
+	}
+	return &services{a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows}, nil
 }
 
 func (s *services) vip(ip netip.Addr) bool                  { return s.view.VIP(ip) }
 func (s *services) vipKeys(row state.Service) []bpf.AddrKey { return s.view.AddrKeys(row) }
 func (s *services) chains() []*reconcile.Chain              { return []*reconcile.Chain{s.chain} }
-func (s *services) collect(context.Context) error           { return nil }
+func (s *services) collect(ctx context.Context) error       { return s.flows.Run(ctx) }
 
-// list is the Services with the numbers that the kernel has for them.
-func (s *services) list() []api.Service { return rest.ServicesOf(s.a.tables) }
+// newCollector joins the conntrack tables with the programs that delete from them.
+func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
+	expire, err1 := k.programs.Get("ct_expire")
+	purge, err2 := k.programs.Get("ct_purge")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	return ctgc.New(ctgc.Maps{
+		Ct4: k.mapOf("ct4"), Ct4New: k.mapOf("ct4_new"), Ct6: k.mapOf("ct6"), Ct6New: k.mapOf("ct6_new"),
+		Batch: k.mapOf("gc_batch"),
+	}, ctgc.Programs{Expire: expire, Purge: purge}, log), nil
+}
+
+// list is the Services with the numbers that the kernel has for them. One that is not in the
+// kernel, such as all of them with kube-proxy in charge, is not listed.
+func (s *services) list() []api.Service {
+	out := []api.Service{}
+	for _, svc := range rest.ServicesOf(s.a.tables) {
+		f := svc.Spec.Frontend
+		addr, err := netip.ParseAddr(f.IP)
+		if err != nil {
+			continue
+		}
+		id, ok := s.maps.ID(state.Frontend{Addr: addr, Port: f.Port, Protocol: f.Protocol})
+		if !ok {
+			continue
+		}
+		svc.Spec.ID = int64(id)
+		svc.Status = &api.ServiceStatus{Realized: svc.Spec}
+		out = append(out, svc)
+	}
+	return out
+}
+
+// forgetful is the pool of pod addresses; an address that comes back loses its flows before
+// another pod can get it.
+type forgetful struct {
+	*ipam.Pool
+	flows *ctgc.Collector
+	log   *slog.Logger
+}
+
+// Release takes addresses back.
+func (p forgetful) Release(addrs ...netip.Addr) {
+	if err := p.flows.Purge(addrs...); err != nil {
+		p.log.Warn("flows of a removed pod stay until they are idle", "addresses", addrs, "error", err)
+	}
+	p.Pool.Release(addrs...)
+}
 
 // close lets go of the maps; Services go on working.
 func (s *services) close() error { return s.maps.Close() }

@@ -36,6 +36,7 @@ type Target struct {
 	front *ebpf.Map
 
 	mu       sync.Mutex
+	closed   bool
 	svcs     array[bpf.Svc]
 	slots    array[bpf.Slots]
 	backends array[bpf.Backend]
@@ -129,10 +130,14 @@ func open(m Maps, now func() time.Time) (*Target, error) {
 	return t, nil
 }
 
-// Close gives the memory back and leaves the maps as they are. The target is of no use afterwards.
+// errClosed is the answer of a target after Close.
+var errClosed = errors.New("target is closed")
+
+// Close gives the memory back and leaves the maps as they are. Calls fail afterwards.
 func (t *Target) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.closed = true
 	return errors.Join(t.svcs.close(), t.slots.close(), t.backends.close())
 }
 
@@ -194,6 +199,9 @@ func (t *Target) readFronts() error {
 func (t *Target) Load(context.Context) (map[state.Frontend]state.Balance, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return nil, errClosed
+	}
 	t.dropOrphans()
 	if err := t.readFronts(); err != nil {
 		return nil, err
@@ -277,6 +285,9 @@ func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) er
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return errClosed
+	}
 	t.dropOrphans()
 	r := t.records[f]
 	fresh := r == nil || r.id == 0
@@ -461,6 +472,9 @@ func (t *Target) Delete(_ context.Context, f state.Frontend) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return errClosed
+	}
 	if err := t.front.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete frontend: %w", err)
 	}
