@@ -74,7 +74,7 @@ func newClusterCreate(w World) *cobra.Command {
 			if err != nil {
 				return clusterError(err)
 			}
-			if err := placeKubectl(w); err != nil {
+			if err := placeKubectl(w, c.Kubectl); err != nil {
 				fmt.Fprintln(w.Err, "Warning: "+err.Error())
 			}
 			fmt.Fprintf(w.Err, "Cluster %s runs Kubernetes %s on %d nodes; context %s\n",
@@ -96,30 +96,22 @@ func newClusterCreate(w World) *cobra.Command {
 }
 
 // placeKubectl leaves kubectl beside this program when it lives in a folder called bin.
-func placeKubectl(w World) error {
+func placeKubectl(w World, source string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("own path: %w", err)
 	}
 	dir := filepath.Dir(self)
-	if filepath.Base(dir) != "bin" {
-		return nil
-	}
-	source, err := cluster.Kubectl()
-	if err != nil {
-		return err
+	if filepath.Base(dir) != "bin" || strings.HasPrefix(dir, "/usr/") || dir == "/bin" {
+		return nil // a system folder is not ours to fill
 	}
 	target := filepath.Join(dir, "kubectl")
 	data, err := os.ReadFile(source)
 	if err != nil {
 		return fmt.Errorf("kubectl: %w", err)
 	}
-	have, err := os.ReadFile(target)
-	if err == nil && bytes.Equal(have, data) {
+	if have, err := os.ReadFile(target); err == nil && bytes.Equal(have, data) {
 		return nil
-	}
-	if err == nil && filepath.Dir(dir) == "/usr" || filepath.Dir(dir) == "/usr/local" {
-		return nil // a system folder is not ours to fill
 	}
 	if err := os.WriteFile(target+".part", data, 0o755); err != nil {
 		return fmt.Errorf("kubectl: %w", err)

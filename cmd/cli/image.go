@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"lash.internal/lash/install/image"
+	nodeimage "lash.internal/lash/install/image"
 )
 
 func newImage(w World) *cobra.Command {
@@ -24,7 +24,7 @@ func newImage(w World) *cobra.Command {
 }
 
 func newImageSave(w World) *cobra.Command {
-	var o image.Options
+	var o nodeimage.Options
 	cmd := &cobra.Command{
 		Use:   "save FILE",
 		Short: "Write the node image as a docker-archive; - is the standard output",
@@ -35,14 +35,14 @@ version gives the same bytes.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "-" {
-				return image.Save(cmd.Context(), w.Out, o)
+				return nodeimage.Save(cmd.Context(), w.Out, o)
 			}
 			f, err := os.CreateTemp(filepath.Dir(args[0]), ".lash-image-*")
 			if err != nil {
 				return fmt.Errorf("image: %w", err)
 			}
 			defer os.Remove(f.Name())
-			err = errors.Join(image.Save(cmd.Context(), f, o), f.Chmod(0o644), f.Close())
+			err = errors.Join(nodeimage.Save(cmd.Context(), f, o), f.Chmod(0o644), f.Close())
 			if err == nil {
 				err = os.Rename(f.Name(), args[0])
 			}
@@ -53,6 +53,6 @@ version gives the same bytes.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&o.Repository, "repository", image.Repository, "repository part of the image's name")
+	cmd.Flags().StringVar(&o.Repository, "repository", nodeimage.Repository, "repository part of the image's name")
 	return cmd
 }

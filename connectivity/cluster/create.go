@@ -30,6 +30,7 @@ type making struct {
 	machines map[string]*machine
 	ca       *authority
 	admin    keyPair
+	images   []string   // archives for every node
 	died     chan error // a daemon that ended, which none should
 }
 
@@ -61,7 +62,7 @@ func Create(ctx context.Context, o Options) (*Cluster, error) {
 		return nil, err
 	}
 	k := &making{o: o, groups: groups, programs: programs, machines: map[string]*machine{}, died: make(chan error, 64)}
-	if k.c, err = reserve(o, programs.versions["kubernetes"]); err != nil {
+	if k.c, err = reserve(o, programs); err != nil {
 		return nil, err
 	}
 	defer k.c.release()
@@ -218,7 +219,7 @@ func (c *Cluster) Dead() []Process {
 
 // reserve claims the name and a subnet and writes the ledger. From here on delete finds all that
 // is made.
-func reserve(o Options, version string) (*Cluster, error) {
+func reserve(o Options, programs *programs) (*Cluster, error) {
 	root, err := lockDir(o.StateDir, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
@@ -243,7 +244,8 @@ func reserve(o Options, version string) (*Cluster, error) {
 	file := kubeconfigFile(o.Kubeconfig)
 	_, statErr := os.Stat(file)
 	c := &Cluster{
-		Name: o.Name, Phase: PhaseCreating, Created: time.Now().UTC().Truncate(time.Second), Version: version,
+		Kubectl: programs.path["kubectl"],
+		Name:    o.Name, Phase: PhaseCreating, Created: time.Now().UTC().Truncate(time.Second), Version: programs.versions["kubernetes"],
 		Index: index, Subnets: nodeSubnets(index, v4, v6), PodCIDRs: o.PodCIDRs, Services: o.ServiceCIDRs,
 		KubeProxy: o.KubeProxy, CNI: o.CNI, Kubeconfig: file, NewConfig: errors.Is(statErr, fs.ErrNotExist),
 		dir: filepath.Join(o.StateDir, o.Name),
@@ -302,7 +304,7 @@ func (k *making) startRuntimes(ctx context.Context) error {
 	}
 	g.Go(func() error { return k.startControlPlane(ctx) })
 	g.Go(func() error {
-		for _, file := range k.imageFiles() {
+		for _, file := range k.images {
 			if err := k.c.loadImage(ctx, file); err != nil {
 				return err
 			}

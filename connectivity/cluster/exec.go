@@ -43,25 +43,6 @@ func Exec(ctx context.Context, stateDir, name, node string, args []string, in io
 	return 0, err
 }
 
-// Kubectl is the path of the kubectl that has the version of new clusters, which Create found.
-func Kubectl() (string, error) {
-	for _, p := range products {
-		if p.name != "kubernetes" {
-			continue
-		}
-		v, err := pinnedVersion(p.folder, p.module)
-		if err != nil {
-			return "", err
-		}
-		cache, err := cacheDir("bin")
-		if err != nil {
-			return "", err
-		}
-		return filepath.Join(cache, p.name+"-"+v, "kubectl"), nil
-	}
-	return "", errors.New("no product has kubectl")
-}
-
 // Kubeconfig is a kubeconfig of the cluster for use on this machine.
 func Kubeconfig(stateDir, name string) ([]byte, error) {
 	c, err := Get(stateDir, name)

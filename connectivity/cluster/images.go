@@ -5,7 +5,9 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -29,26 +31,19 @@ func (k *making) proxyRef() string {
 	return "localhost/kube-proxy:" + k.programs.versions["kubernetes"]
 }
 
-// imageFiles are the archives that every node gets.
-func (k *making) imageFiles() []string {
-	files := []string{filepath.Join(k.c.dir, "pause.tar"), filepath.Join(k.c.dir, "coredns.tar")}
-	if k.o.KubeProxy != "none" {
-		files = append(files, filepath.Join(k.c.dir, "kube-proxy.tar"))
-	}
-	return files
-}
-
-// prepareImages assembles the images that a cluster needs before anything is installed.
+// prepareImages assembles the images that a cluster needs before anything is installed, or takes
+// them from the user's cache when they would be made of the same files.
 func (k *making) prepareImages(ctx context.Context) error {
-	pause := image.Spec{
-		Ref: k.pauseRef(), Entrypoint: []string{"/pause"}, User: "65535:65535",
-		Files: []image.File{{Path: "/pause", Source: k.programs.path["node"]}},
+	specs := []image.Spec{
+		{
+			Ref: k.pauseRef(), Entrypoint: []string{"/pause"}, User: "65535:65535",
+			Files: []image.File{{Path: "/pause", Source: k.programs.path["node"]}},
+		},
+		{
+			Ref: k.dnsRef(), Entrypoint: []string{"/coredns"}, User: "65532:65532",
+			Files: []image.File{{Path: "/coredns", Source: k.programs.path["coredns"]}},
+		},
 	}
-	dns := image.Spec{
-		Ref: k.dnsRef(), Entrypoint: []string{"/coredns"}, User: "65532:65532",
-		Files: []image.File{{Path: "/coredns", Source: k.programs.path["coredns"]}},
-	}
-	specs := []image.Spec{pause, dns}
 	if k.o.KubeProxy != "none" {
 		proxy, err := k.proxySpec()
 		if err != nil {
@@ -56,23 +51,76 @@ func (k *making) prepareImages(ctx context.Context) error {
 		}
 		specs = append(specs, proxy)
 	}
-	for i, path := range k.imageFiles() {
+	dir, err := cacheDir("images")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("image cache: %w", err)
+	}
+	for _, spec := range specs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := writeImage(specs[i], path); err != nil {
+		path, err := cachedImage(dir, spec)
+		if err != nil {
 			return err
 		}
+		k.images = append(k.images, path)
 	}
 	return nil
 }
 
-func writeImage(spec image.Spec, path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+// cachedImage writes the image into dir unless it is there, and drops older makes of it.
+func cachedImage(dir string, spec image.Spec) (string, error) {
+	name, _, _ := strings.Cut(filepath.Base(spec.Ref), ":")
+	print, err := fingerprint(spec)
 	if err != nil {
-		return fmt.Errorf("image: %w", err)
+		return "", fmt.Errorf("image %s: %w", spec.Ref, err)
 	}
-	return errors.Join(spec.Write(f), f.Close())
+	path := filepath.Join(dir, name+"-"+print+".tar")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	old, err := filepath.Glob(filepath.Join(dir, name+"-*.tar"))
+	if err != nil {
+		return "", fmt.Errorf("image cache: %w", err)
+	}
+	f, err := os.CreateTemp(dir, ".image-*")
+	if err != nil {
+		return "", fmt.Errorf("image cache: %w", err)
+	}
+	defer os.Remove(f.Name())
+	err = errors.Join(spec.Write(f), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, o := range old {
+		_ = os.Remove(o) // a stale copy costs room, nothing else; a reader keeps what it has open
+	}
+	return path, nil
+}
+
+// fingerprint names what an image is made of: by content, or, for files of this machine, by
+// path, size and time of change.
+func fingerprint(spec image.Spec) (string, error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %q %s\n", spec.Ref, spec.Entrypoint, spec.User)
+	for _, f := range spec.Files {
+		fmt.Fprintf(h, "%s %o %s %q", f.Path, f.Mode, f.Link, f.Data)
+		if f.Source != "" {
+			info, err := os.Stat(f.Source)
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintf(h, " %s %d %d", f.Source, info.Size(), info.ModTime().UnixNano())
+		}
+		fmt.Fprintln(h)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
 // proxySpec is kube-proxy with this machine's iptables, nft and conntrack and their libraries.
@@ -86,22 +134,20 @@ func (k *making) proxySpec() (image.Spec, error) {
 		},
 	}
 	var objects []string
-	for tool, names := range map[string][]string{
-		"xtables-nft-multi": {
-			"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
-			"iptables-nft", "iptables-nft-save", "ip6tables-nft", "ip6tables-nft-save",
-		},
-		"nft": nil, "conntrack": nil, "ipset": nil,
-	} {
+	names := []string{
+		"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
+		"iptables-nft", "iptables-nft-save", "ip6tables-nft", "ip6tables-nft-save",
+	}
+	for _, tool := range []string{"xtables-nft-multi", "nft", "conntrack", "ipset"} {
 		path, err := exec.LookPath(tool)
 		if err != nil {
 			return spec, fmt.Errorf("the kube-proxy image takes %s from this machine (Debian: apt-get install iptables nftables conntrack ipset): %w", tool, err)
 		}
 		objects = append(objects, path)
 		spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + tool, Source: path})
-		for _, n := range names {
-			spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + n, Link: tool})
-		}
+	}
+	for _, n := range names {
+		spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + n, Link: "xtables-nft-multi"})
 	}
 	for _, dir := range libraryDirs {
 		extensions, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))

@@ -81,6 +81,7 @@ type Cluster struct {
 	Processes  []Process `json:"processes,omitempty"`
 	Port       int       `json:"port,omitempty"` // of the API server on 127.0.0.1
 	Kubeconfig string    `json:"kubeconfig,omitempty"`
+	Kubectl    string    `json:"kubectl,omitempty"`       // path of a kubectl of the same version
 	NewConfig  bool      `json:"newKubeconfig,omitempty"` // the file did not exist before
 	dir        string    // state folder
 	lock       *os.File  // held while a command changes the cluster

@@ -191,7 +191,7 @@ func startTime(pid int) uint64 {
 	return ticks
 }
 
-// run starts p, waits for its end and returns an error that quotes what it wrote on stderr.
+// run starts p, waits for its end and returns an error that quotes the last that it wrote on stderr.
 func (m *machine) run(ctx context.Context, p process) error {
 	var stderr strings.Builder
 	if p.err == nil {
@@ -204,7 +204,7 @@ func (m *machine) run(ctx context.Context, p process) error {
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && stderr.Len() > 0 {
-		return fmt.Errorf("%s: %s: %w: %s", m.name, filepath.Base(p.path), err, strings.TrimSpace(stderr.String()))
+		return fmt.Errorf("%s: %s: %w: %s", m.name, filepath.Base(p.path), err, lastLines(stderr.String(), 1))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %s: %w", m.name, filepath.Base(p.path), err)
