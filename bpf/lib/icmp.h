@@ -194,6 +194,7 @@ __noinline int tcp_reset(struct __sk_buff *ctx)
 	struct pkt *p = pkt_get();
 	struct tcp_hdr in, out = {};
 	u32 l4, ip_len, ends, pseudo[10];
+	__be16 total;
 	s64 sum;
 
 	if (!p)
@@ -211,7 +212,12 @@ __noinline int tcp_reset(struct __sk_buff *ctx)
 		out.seq = in.ack;
 		out.flags = TCP_RST;
 	} else {
-		ends = p->len - l4 - (in.off >> 4) * 4;
+		/* by the IP header: short frames are padded */
+		if (bpf_skb_load_bytes(ctx, ETH_LEN + (p->v6 ? 4 : 2), &total, 2))
+			return DROP(p, FILE_ICMP, DROP_TRUNCATED);
+		ends = bpf_ntohs(total) - ip_len - (in.off >> 4) * 4;
+		if (p->v6)
+			ends += sizeof(struct ip6_hdr);
 		ends += !!(in.flags & TCP_SYN) + !!(in.flags & TCP_FIN);
 		out.ack = bpf_htonl(bpf_ntohl(in.seq) + ends);
 		out.flags = TCP_RST | TCP_ACK;
