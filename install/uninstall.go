@@ -216,6 +216,7 @@ func cleaner(namespace, node string, f folders) *corev1.Pod {
 		{f.cniBin, "/host/opt/cni/bin"},
 		{f.run, "/var/run/cilium"},
 		{"/run/lash", "/run/lash"},
+		{"/proc/sys/net", "/host/proc/sys/net"}, // sysctls go back to what they were
 	} {
 		name := fmt.Sprintf("v%d", i)
 		create := corev1.HostPathDirectoryOrCreate

@@ -132,9 +132,18 @@ func emptyDir(dir string) error {
 	if err != nil {
 		return err
 	}
+	var own unix.Stat_t
+	if err := unix.Stat(dir, &own); err != nil {
+		return &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) == nil && st.Dev != own.Dev {
+			continue // another file system is mounted here, such as the node's cgroup2 hierarchy
+		}
+		errs = append(errs, os.RemoveAll(path))
 	}
 	return errors.Join(errs...)
 }
