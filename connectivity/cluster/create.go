@@ -61,7 +61,7 @@ func Create(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &making{o: o, groups: groups, programs: programs, machines: map[string]*machine{}, died: make(chan error, 64)}
+	k := &making{o: o, groups: groups, programs: programs, machines: map[string]*machine{}, died: make(chan error, 8*(o.Workers+4))}
 	if k.c, err = reserve(o, programs); err != nil {
 		return nil, err
 	}
@@ -173,6 +173,10 @@ func preflight(stateDir string) error {
 // matches tells whether an existing cluster is fit for the options.
 func (c *Cluster) matches(o *Options) error {
 	if c.Phase != PhaseReady {
+		if err := c.acquire(); err != nil {
+			return err // somebody is at it
+		}
+		c.release()
 		return fmt.Errorf("%w: delete it first: lash cluster delete %s", ErrHalfMade, c.Name)
 	}
 	if dead := c.Dead(); len(dead) > 0 {

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -269,7 +271,7 @@ func (k *making) connectPods(ctx context.Context) error {
 func ptpConfig(pods map[netip.Prefix]netip.Addr) ([]byte, error) {
 	var ranges [][]map[string]string
 	var routes []map[string]string
-	for p := range pods {
+	for _, p := range slices.SortedFunc(maps.Keys(pods), netip.Prefix.Compare) {
 		ranges = append(ranges, []map[string]string{{"subnet": p.String()}})
 		dst := "0.0.0.0/0"
 		if p.Addr().Is6() {
