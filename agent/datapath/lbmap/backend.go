@@ -36,7 +36,7 @@ func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
 
 // retire says that a backend is gone and lets its number rest.
 func (t *Target) retire(b *backend) {
-	b.gone, b.past, b.active, b.draining = true, nil, 0, 0
+	b.gone, b.active, b.draining = true, 0, 0
 	t.backends.store(b.id, b.element())
 	t.backendIDs.put(b.id, t.now())
 }

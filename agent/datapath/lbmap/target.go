@@ -81,7 +81,6 @@ type backend struct {
 	active   int // Services that choose it
 	draining int // Services that let it finish
 	gone     bool
-	past     map[uint32]bool // Services that dropped it while others kept it
 }
 
 func (b *backend) state() uint8 {
@@ -428,37 +427,31 @@ func (t *Target) publish(old, next *record, fresh bool) {
 	t.drop(old, next)
 }
 
-// drop ends the uses of old's backends; next is what follows it. States are written before the
-// generations: a flow that sees a new generation looks at its backend then.
+// drop ends the uses of old's backends; next is what follows it. A flow that sees a new generation
+// of its Service chooses again if its backend is gone or has a new generation too, so backends are
+// written first. One that another Service keeps gets a new generation for the flows of this one.
 func (t *Target) drop(old, next *record) {
 	old.count(-1)
 	keep := next.chosen()
 	for _, b := range next.draining {
 		keep[b] = true
 	}
-	bump := map[uint32]bool{}
+	lost := map[*backend]bool{}
 	for _, b := range slices.Concat(old.all.backends, old.local.backends, old.draining) {
-		switch {
-		case keep[b]:
-			t.backends.store(b.id, b.element())
-		case b.gone:
-		case b.state() == bpf.BackendGone:
-			bump[old.id] = true
-			for id := range b.past {
-				bump[id] = true
+		if !keep[b] && !lost[b] {
+			lost[b] = true
+			if b.state() == bpf.BackendGone {
+				t.retire(b)
+				continue
 			}
-			t.retire(b)
-		default:
-			bump[old.id] = true
-			if b.past == nil {
-				b.past = map[uint32]bool{}
-			}
-			b.past[old.id] = true
+			b.gen++
+		}
+		if !b.gone {
 			t.backends.store(b.id, b.element())
 		}
 	}
-	for id := range bump {
-		t.bump(id)
+	if len(lost) > 0 {
+		t.bump(old.id)
 	}
 }
 

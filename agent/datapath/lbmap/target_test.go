@@ -206,28 +206,32 @@ func TestRemovedBackends(t *testing.T) {
 	}
 }
 
-// TestSharedBackend removes a backend from two Services one after the other: flows of both get to
-// know when it is gone.
+// TestSharedBackend removes a backend from two Services one after the other: flows of each choose
+// again when theirs drops it.
 func TestSharedBackend(t *testing.T) {
 	f := newFixture(t)
 	other := front("10.96.0.11:80")
 	f.set(web, state.Balance{All: eps("10.1.0.1:8080")})
 	f.set(other, state.Balance{All: eps("10.1.0.1:8080")})
 	_, s := f.svc(web)
+	_, o := f.svc(other)
 	ids, _ := f.chosen(s.BlkAll)
+	before := f.backend(ids[0])
 	f.set(web, state.Balance{})
-	if be := f.backend(ids[0]); be.State != bpf.BackendActive {
-		t.Fatalf("a backend that another Service has is %+v", be)
+	if be := f.backend(ids[0]); be.State != bpf.BackendActive || be.Gen == before.Gen {
+		t.Fatalf("a backend that another Service has is %+v, was %+v", be, before)
 	}
-	_, s = f.svc(web)
+	if _, now := f.svc(web); now.Gen == s.Gen {
+		t.Error("flows of the Service that dropped the backend stay on it")
+	}
+	if _, now := f.svc(other); now.Gen != o.Gen {
+		t.Error("flows of the other Service are disturbed")
+	}
 	if err := f.lb.Delete(t.Context(), other); err != nil {
 		t.Fatal(err)
 	}
 	if be := f.backend(ids[0]); be.State != bpf.BackendGone {
 		t.Errorf("backend of nobody is %+v", be)
-	}
-	if _, now := f.svc(web); now.Gen == s.Gen {
-		t.Error("the Service that dropped the backend first was not told that it is gone")
 	}
 }
 
