@@ -297,7 +297,13 @@ func (a *Agent) ready() error {
 		}
 	}
 	a.setPhase(nil)
-	a.log.Info("ready", "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.programs.Hash,
+	var written uint64
+	for _, c := range a.chains() {
+		for _, st := range c.Status() {
+			written += st.Sets + st.Deletes
+		}
+	}
+	a.log.Info("ready", "entriesWritten", written, "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.programs.Hash,
 		"adopted", a.kernel.programs.Adopted)
 	return nil
 }
