@@ -39,6 +39,7 @@ type Agent struct {
 	start  time.Time
 
 	source *kube.Source
+	k8s    kube.ServerVersion
 	node   state.Node
 	pool   *ipam.Pool
 	kernel *kernel
@@ -86,6 +87,9 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	})
 	background("kubernetes", func(ctx context.Context) error { a.source.Run(ctx); return nil })
 	if err := a.learn(ctx); err != nil {
+		return cause(ctx, err)
+	}
+	if a.k8s, err = client.Version(ctx); err != nil {
 		return cause(ctx, err)
 	}
 	watcher := netlink.NewWatcher(a.tables, cfg.Devices, a.node.InternalIPs, log)

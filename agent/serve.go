@@ -116,7 +116,8 @@ func (a *Agent) settings() rest.Settings {
 
 // kubernetes is the state of the watches.
 func (a *Agent) kubernetes() api.K8sStatus {
-	out := api.K8sStatus{State: api.StateOk}
+	v := a.k8s
+	out := api.K8sStatus{State: api.StateOk, Msg: fmt.Sprintf("%s.%s (%s) [%s]", v.Major, v.Minor, v.GitVersion, v.Platform)}
 	var problems []string
 	for _, h := range a.source.Health() {
 		if h.Error != "" {

@@ -358,10 +358,7 @@ func (g *gather) agents(ctx context.Context) {
 			defer func() { <-slots }()
 			ctx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			_ = parallel(
-				func() error { g.agentStatus(ctx, p.Name); return nil },
-				func() error { g.agentEndpoints(ctx, p.Name); return nil },
-			)
+			g.agent(ctx, p.Name)
 		})
 	}
 	wg.Wait()
@@ -382,9 +379,11 @@ func (g *gather) ask(ctx context.Context, pod string, out any, command ...string
 	return err
 }
 
-func (g *gather) agentStatus(ctx context.Context, pod string) {
-	st := &api.StatusResponse{}
-	if err := g.ask(ctx, pod, st, "cilium", "status", "-o", "json"); err != nil {
+// agent asks one agent. One command for both answers: starting a command in a container costs more
+// than what it does.
+func (g *gather) agent(ctx context.Context, pod string) {
+	var r api.NodeReport
+	if err := g.ask(ctx, pod, &r, "cilium", "status", "-o", "json", "--endpoints"); err != nil {
 		g.out.addError(Agent, pod, Problem{
 			Message:  "the agent does not answer",
 			Evidence: err.Error(),
@@ -393,9 +392,11 @@ func (g *gather) agentStatus(ctx context.Context, pod string) {
 		return
 	}
 	g.out.mu.Lock()
-	g.out.CiliumStatus[pod] = st
+	g.out.CiliumStatus[pod] = &r.StatusResponse
+	g.out.CiliumEndpoints[pod] = r.Endpoints
 	g.out.mu.Unlock()
-	g.judgeAgent(pod, st)
+	g.judgeAgent(pod, &r.StatusResponse)
+	g.judgeEndpoints(pod, r.Endpoints)
 }
 
 // judgeAgent turns what an agent says of itself into problems.
@@ -441,14 +442,7 @@ func (g *gather) judgeAgent(pod string, st *api.StatusResponse) {
 	}
 }
 
-func (g *gather) agentEndpoints(ctx context.Context, pod string) {
-	var eps []api.Endpoint
-	if err := g.ask(ctx, pod, &eps, "cilium", "endpoint", "list", "-o", "json"); err != nil {
-		return // an agent that does not answer is reported by its status
-	}
-	g.out.mu.Lock()
-	g.out.CiliumEndpoints[pod] = eps
-	g.out.mu.Unlock()
+func (g *gather) judgeEndpoints(pod string, eps []api.Endpoint) {
 	notReady := 0
 	for _, ep := range eps {
 		if ep.Status == nil || ep.Status.State != "ready" {

@@ -47,6 +47,13 @@ type StatusResponse struct {
 	NetworkPolicyWarnings []string              `json:"network-policy-warnings,omitempty"`
 }
 
+// NodeReport is the agent's status together with the endpoints of its node: what a client wants
+// that pays for each question.
+type NodeReport struct {
+	StatusResponse
+	Endpoints []Endpoint `json:"endpoints"`
+}
+
 // Status is the state of one component with a message.
 type Status struct {
 	State string `json:"state"`

@@ -276,7 +276,9 @@ func apiServerAddrs(t *state.Tables) map[netip.Addr]bool {
 
 func (s *Server) services() []api.Service {
 	if s.src.Services != nil {
-		return s.src.Services()
+		out := s.src.Services()
+		slices.SortFunc(out, func(a, b api.Service) int { return cmp.Compare(a.Spec.ID, b.Spec.ID) })
+		return out
 	}
 	return ServicesOf(s.src.Tables)
 }

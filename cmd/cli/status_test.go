@@ -144,7 +144,7 @@ func agents(change func(pod string, st *api.StatusResponse)) status.Exec {
 		}
 		var out any
 		switch strings.Join(command, " ") {
-		case "cilium status -o json":
+		case "cilium status -o json --endpoints":
 			st := &api.StatusResponse{
 				Cilium:               &api.Status{State: api.StateOk, Msg: "1.16.5 (Lash 0.1.0)"},
 				KubeProxyReplacement: &api.KubeProxyReplacement{Mode: "True"},
@@ -157,9 +157,7 @@ func agents(change func(pod string, st *api.StatusResponse)) status.Exec {
 			if st.Cilium == nil {
 				return nil, []byte("Error: cannot get agent status: daemon unreachable\n"), errors.New("command ended with code 1")
 			}
-			out = st
-		case "cilium endpoint list -o json":
-			out = []api.Endpoint{{ID: 1, Status: &api.EndpointStatus{State: "ready"}}}
+			out = api.NodeReport{StatusResponse: *st, Endpoints: []api.Endpoint{{ID: 1, Status: &api.EndpointStatus{State: "ready"}}}}
 		default:
 			return nil, nil, fmt.Errorf("unknown command %q", command)
 		}

@@ -57,12 +57,14 @@ func newMonitor(a *app) *cobra.Command {
 			if !f.json {
 				fmt.Fprintln(a.w.Err, "Press Ctrl-C to quit")
 			}
+			enc := json.NewEncoder(a.w.Out)
+			enc.SetEscapeHTML(false)
 			err := a.client().Monitor(c.Context(), func(ev api.MonitorEvent) error {
 				if !f.match(ev) {
 					return nil
 				}
 				if f.json {
-					return json.NewEncoder(a.w.Out).Encode(ev)
+					return enc.Encode(ev)
 				}
 				return f.write(a.w.Out, ev)
 			})

@@ -22,7 +22,7 @@ type details struct {
 func newStatus(a *app) *cobra.Command {
 	var out output
 	var d details
-	var verbose, brief, needK8s bool
+	var verbose, brief, needK8s, endpoints bool
 	timeout := 30 * time.Second
 	c := &cobra.Command{
 		Use: "status", Short: "Show the state of the agent", Args: cobra.NoArgs,
@@ -34,8 +34,19 @@ func newStatus(a *app) *cobra.Command {
 				return statusUnreachable(a, err, brief)
 			}
 			failure := failureOf(st, needK8s)
-			if done, err := out.print(a.w.Out, st); done {
+			var shown any = st
+			if endpoints {
+				eps, err := a.client().Endpoints(ctx)
+				if err != nil {
+					return err
+				}
+				shown = api.NodeReport{StatusResponse: *st, Endpoints: eps}
+			}
+			if done, err := out.print(a.w.Out, shown); done {
 				return err
+			}
+			if endpoints {
+				return errors.New("--endpoints needs -o")
 			}
 			if brief {
 				if failure != "" {
@@ -65,6 +76,7 @@ func newStatus(a *app) *cobra.Command {
 	f.BoolVar(&d.controllers, "all-controllers", false, "all controllers, not only failing ones")
 	f.BoolVar(&d.nodes, "all-nodes", false, "all nodes")
 	f.BoolVar(&needK8s, "require-k8s-connectivity", true, "without a connection to the API server the agent is not healthy")
+	f.BoolVar(&endpoints, "endpoints", false, "with -o: the endpoints of the node, too")
 	f.DurationVar(&timeout, "timeout", timeout, "how long to wait for the agent")
 	return c
 }
