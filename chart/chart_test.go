@@ -81,7 +81,8 @@ func TestGolden(t *testing.T) {
 }
 
 func TestRenderIsByteStable(t *testing.T) {
-	if render(t, "ipv6.enabled=true") != render(t, "ipv6.enabled=true") {
+	first, second := render(t, "ipv6.enabled=true"), render(t, "ipv6.enabled=true")
+	if first != second {
 		t.Error("two renders with the same values differ")
 	}
 }

@@ -87,8 +87,10 @@ func TestDecodeRefusesWhatItDoesNotKnow(t *testing.T) {
 }
 
 func TestEveryDropReasonHasAText(t *testing.T) {
-	for _, code := range []uint8{132, 133, 134, 135, 137, 139, 140, 141, 142, 143, 144, 145, 146, 147, 150, 151,
-		153, 154, 155, 156, 157, 158, 160, 163, 164, 166, 167, 168, 169, 171, 172, 174, 175, 176, 183, 196, 202, 203, 204} {
+	for _, code := range []uint8{
+		132, 133, 134, 135, 137, 139, 140, 141, 142, 143, 144, 145, 146, 147, 150, 151,
+		153, 154, 155, 156, 157, 158, 160, 163, 164, 166, 167, 168, 169, 171, 172, 174, 175, 176, 183, 196, 202, 203, 204,
+	} {
 		if text := api.DropReason(code); strings.HasPrefix(text, "reason ") {
 			t.Errorf("reason %d has no text", code)
 		}

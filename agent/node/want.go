@@ -251,22 +251,24 @@ func DevKeys(d state.Device) []uint32 { return []uint32{uint32(d.Index)} }
 
 // Dev is what programs know of a device: above all the addresses that pods' packets get there.
 func (v View) Dev(ifindex uint32) (bpf.Dev, bool) {
-	for _, d := range v.Tables.Devices.ByIndex("ifindex", strconv.Itoa(int(ifindex))) {
-		out := bpf.Dev{Mtu: uint32(d.MTU)}
-		if d.L3 {
-			out.Flags |= bpf.DevL3
-		} else if len(d.MAC) == 6 {
-			out.Mac = [6]uint8(d.MAC)
-		}
-		if a := v.masquerade(d, false); v.Masquerade4 && a.IsValid() {
-			out.Masq4 = a.As4()
-		}
-		if a := v.masquerade(d, true); v.Masquerade6 && a.IsValid() {
-			out.Masq6 = a.As16()
-		}
-		return out, true
+	devices := v.Tables.Devices.ByIndex("ifindex", strconv.Itoa(int(ifindex)))
+	if len(devices) == 0 {
+		return bpf.Dev{}, false
 	}
-	return bpf.Dev{}, false
+	d := devices[0]
+	out := bpf.Dev{Mtu: uint32(d.MTU)}
+	if d.L3 {
+		out.Flags |= bpf.DevL3
+	} else if len(d.MAC) == 6 {
+		out.Mac = [6]uint8(d.MAC)
+	}
+	if a := v.masquerade(d, false); v.Masquerade4 && a.IsValid() {
+		out.Masq4 = a.As4()
+	}
+	if a := v.masquerade(d, true); v.Masquerade6 && a.IsValid() {
+		out.Masq6 = a.As16()
+	}
+	return out, true
 }
 
 // masquerade is the node's internal address if the device has it, else the device's first.
@@ -320,13 +322,14 @@ func (v View) Route(p netip.Prefix) (state.Route, bool) {
 			}
 		}
 	}
-	for _, n := range v.Tables.Nodes.ByIndex("podcidr", p.String()) {
-		if n.Local {
-			return state.Route{}, true
-		}
-		return state.Route{Index: v.VXLAN, Src: src, MTU: v.TunnelMTU}, true
+	nodes := v.Tables.Nodes.ByIndex("podcidr", p.String())
+	switch {
+	case len(nodes) == 0:
+		return state.Route{}, false
+	case nodes[0].Local:
+		return state.Route{}, true
 	}
-	return state.Route{}, false
+	return state.Route{Index: v.VXLAN, Src: src, MTU: v.TunnelMTU}, true
 }
 
 func (v View) router(v6 bool) netip.Addr {

@@ -64,7 +64,7 @@ func isFS(path string, magic int64) (bool, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return false, &fs.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return int64(st.Type) == magic, nil
+	return st.Type == magic, nil
 }
 
 // InstallCNI copies the CNI plugin from to to, by a temporary file beside it and a rename, so that

@@ -28,7 +28,6 @@ type store struct {
 	mu      sync.Mutex
 	entries map[string]int
 	writes  int
-	journal []string
 	name    string
 	shared  *[]string
 	fail    func(op, key string) error

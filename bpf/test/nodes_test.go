@@ -84,16 +84,6 @@ func (n *namespace) ip(format string, args ...any) {
 	})
 }
 
-// show returns the output of a command, for the evidence of a failure.
-func (n *namespace) show(name string, args ...string) string {
-	var out []byte
-	n.do(func() error {
-		out, _ = exec.Command(name, args...).CombinedOutput()
-		return nil
-	})
-	return string(out)
-}
-
 func (n *namespace) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.fd) }
 
 func (n *namespace) sysctl(name, value string) {

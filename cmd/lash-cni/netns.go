@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -228,7 +227,7 @@ func (p *podNS) verify(name string, itf wire.Interface) error {
 
 func hasAddr(list []netlink.Addr, a netip.Addr) bool {
 	for _, l := range list {
-		if bytes.Equal(l.IP.To16(), net.IP(a.AsSlice()).To16()) {
+		if l.IP.Equal(a.AsSlice()) {
 			return true
 		}
 	}

@@ -124,7 +124,7 @@ func (k *making) interruptible(ctx context.Context, step func(context.Context) e
 		return err
 	case err := <-k.died:
 		cancel(err)
-		<-done // it ends soon, its context is gone
+		_ = <-done // it ends soon, its context is gone
 		return err
 	}
 }
@@ -324,12 +324,12 @@ func (k *making) watch(node, name string, cmd *exec.Cmd) error {
 		return err
 	}
 	go func() {
-		err := cmd.Wait()
+		_ = cmd.Wait() // any end is one too many; the process state tells which
 		log, readErr := os.ReadFile(k.logOf(node, name))
 		if readErr != nil {
 			log = []byte(readErr.Error())
 		}
-		k.died <- fmt.Errorf("%s on %s ended (%v): %s", name, node, err, lastLines(string(log), 5))
+		k.died <- fmt.Errorf("%s on %s ended (%s): %s", name, node, cmd.ProcessState, lastLines(string(log), 5))
 	}()
 	return nil
 }

@@ -129,7 +129,9 @@ func (k *making) proxySpec() (image.Spec, error) {
 		Ref: k.proxyRef(), Entrypoint: []string{"/usr/local/bin/kube-proxy"},
 		Files: []image.File{
 			{Path: "/usr/local/bin/kube-proxy", Source: k.programs.path["kube-proxy"]},
-			{Path: "/run"}, {Path: "/tmp", Mode: 0o1777}, {Path: "/var/lib"},
+			{Path: "/run"},
+			{Path: "/tmp", Mode: 0o1777},
+			{Path: "/var/lib"},
 			{Path: "/etc/protocols", Mode: 0o644, Data: []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n")},
 		},
 	}

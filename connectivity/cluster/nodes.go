@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -197,7 +198,7 @@ func apply(ctx context.Context, client dynamic.Interface, manifest string, value
 	for {
 		var obj unstructured.Unstructured
 		err := docs.Decode(&obj)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

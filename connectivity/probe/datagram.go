@@ -225,7 +225,7 @@ func echoReply(b []byte, v6, raw bool) (*icmp.Echo, bool) {
 // answers of dst only.
 func pingSocket(dst netip.Addr, df bool) (c net.Conn, raw bool, err error) {
 	family, proto := syscall.AF_INET, syscall.IPPROTO_ICMP
-	var sa syscall.Sockaddr = &syscall.SockaddrInet4{}
+	var sa syscall.Sockaddr
 	if dst.Is6() {
 		family, proto = syscall.AF_INET6, syscall.IPPROTO_ICMPV6
 		sa = &syscall.SockaddrInet6{Addr: dst.As16()}

@@ -23,8 +23,13 @@ var ctFlags = []struct {
 	bit  uint16
 	name string
 }{
-	{bpf.CtConfirmed, "Confirmed"}, {bpf.CtViaStack, "ViaStack"}, {bpf.CtLoopback, "Loopback"},
-	{bpf.CtTunnel, "Tunnel"}, {bpf.CtPickedUp, "PickedUp"}, {bpf.CtService, "Service"}, {bpf.CtMasq, "Masquerade"},
+	{bpf.CtConfirmed, "Confirmed"},
+	{bpf.CtViaStack, "ViaStack"},
+	{bpf.CtLoopback, "Loopback"},
+	{bpf.CtTunnel, "Tunnel"},
+	{bpf.CtPickedUp, "PickedUp"},
+	{bpf.CtService, "Service"},
+	{bpf.CtMasq, "Masquerade"},
 }
 
 // tick is now in the unit of struct ct.
