@@ -5,6 +5,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	apiext "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // Client is one cluster, as the flags and the kubeconfig name it.
@@ -40,6 +42,9 @@ func (f *Flags) Client() (*Client, error) {
 	cfg, err := f.config.ToRESTConfig()
 	if err != nil {
 		return nil, f.configError(err)
+	}
+	if server == "" && *f.config.APIServer == "" && strings.HasSuffix(cfg.Host, "localhost:8080") {
+		return nil, f.configError(clientcmd.ErrEmptyConfig) // the default that stands for no configuration
 	}
 	cfg.QPS, cfg.Burst = 50, 100
 	cfg.UserAgent = "lash"
