@@ -103,8 +103,8 @@ func (c *Collector) Run(ctx context.Context) error {
 			}
 			s := c.Stats(v6)
 			deleted := float64(s.Deleted - before.Deleted)
-			if all := deleted + float64(s.Alive); all > 0 {
-				share = max(share, deleted/all)
+			if deleted >= lookupBatch { // a few flows are no reason to hurry
+				share = max(share, deleted/(deleted+float64(s.Alive)))
 			}
 			fill = max(fill, s.Fill)
 		}
