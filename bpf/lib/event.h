@@ -99,8 +99,10 @@ __noinline int event_emit(struct __sk_buff *ctx, u32 type, u32 subtype, u32 dir,
 	r->e.pad = 0;
 	r->e.cookie = 0;
 	r->e.time = bpf_ktime_get_coarse_ns();
+	/* 1 to 128, in a way that kernel 6.1 follows; frames are never empty */
 	barrier_var(cap);
-	if (cap == 0 || cap > EVT_CAP_MAX || bpf_skb_load_bytes(ctx, 0, r->packet, cap))
+	cap = ((cap - 1) & (EVT_CAP_MAX - 1)) + 1;
+	if (bpf_skb_load_bytes(ctx, 0, r->packet, cap))
 		cap = 0;
 	r->e.cap_len = cap;
 	wake = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > EVT_WAKE ? BPF_RB_FORCE_WAKEUP

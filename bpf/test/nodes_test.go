@@ -46,7 +46,6 @@ func newNamespace(t *testing.T, name string) *namespace {
 		t.Skipf("no network namespaces: %v", err)
 	}
 	t.Cleanup(func() { unix.Close(n.fd) })
-	n.ip("link set lo up")
 	return n
 }
 
@@ -227,6 +226,7 @@ func newFabric(t *testing.T, o options) *fabric {
 func (f *fabric) plug(n *namespace, port, ip4, ip6 string) {
 	f.bridge.ip("link add %s mtu %d type veth peer name eth0 mtu %d netns %s", port, fabricMTU, fabricMTU, n.path())
 	f.bridge.ip("link set %s master br0 up", port)
+	n.ip("link set lo up")
 	n.ip("addr add %s/24 dev eth0", ip4)
 	n.ip("addr add %s/64 dev eth0 nodad", ip6)
 	n.ip("link set eth0 up")
@@ -313,6 +313,7 @@ func (n *node) addPod(i int) {
 	n.ip("link add %s type veth peer name eth0 netns %s", dev, p.path())
 	n.sysctl("ipv4/conf/"+dev+"/rp_filter", "0")
 	n.ip("link set %s up", dev)
+	p.ip("link set lo up")
 	p.ip("addr add %s/32 dev eth0", p.ip4)
 	p.ip("addr add %s/128 dev eth0 nodad", p.ip6)
 	p.ip("link set eth0 up")
