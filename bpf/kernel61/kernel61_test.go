@@ -116,7 +116,7 @@ func TestPrograms(t *testing.T) {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, qemu, "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "1024",
 		"-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-kernel", image, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet panic=-1").CombinedOutput()
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off").CombinedOutput()
 	if err != nil {
 		t.Fatalf("qemu: %v\n%s", err, out)
 	}

@@ -41,6 +41,8 @@ __noinline int csum_packet(struct __sk_buff *ctx, u32 off, u32 n)
 	w[0] = 0;
 	w[1] = 0;
 	if (n > 0 && n < 8) {
+		barrier_var(n);
+		n = ((n - 1) & 7) + 1; /* says to kernel 6.1 what the condition says */
 		if (bpf_skb_load_bytes(ctx, off, w, n))
 			return 0;
 		sum = bpf_csum_diff(0, 0, w, 8, sum);

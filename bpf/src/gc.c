@@ -104,34 +104,33 @@ static __inline int same6(const u8 *ip, const u32 *want)
 	return w[0] == want[0] && w[1] == want[1] && w[2] == want[2] && w[3] == want[3];
 }
 
-static long purge4(void *map, const void *k, void *v, void *arg)
+static __inline int has4(const struct ct4_key *key, const struct ct4 *e, u32 ip)
 {
-	struct purge_ctx *c = arg;
-	const struct ct4_key *key = k;
-	const struct ct4 *e = v;
-	u32 ip = c->ip[3];
-
-	if (key->a != ip && key->b != ip &&
-	    (e->c.kind == CT_PLAIN || (e->saddr != ip && e->daddr != ip)))
-		return 0;
-	if (!bpf_map_delete_elem(map, key))
-		c->deleted++;
-	return 0;
+	return key->a == ip || key->b == ip ||
+	       (e->c.kind != CT_PLAIN && (e->saddr == ip || e->daddr == ip));
 }
 
-static long purge6(void *map, const void *k, void *v, void *arg)
+static __inline int has6(const struct ct6_key *key, const struct ct6 *e, const u32 *ip)
 {
-	struct purge_ctx *c = arg;
-	const struct ct6_key *key = k;
-	const struct ct6 *e = v;
-
-	if (!same6(key->a, c->ip) && !same6(key->b, c->ip) &&
-	    (e->c.kind == CT_PLAIN || (!same6(e->saddr, c->ip) && !same6(e->daddr, c->ip))))
-		return 0;
-	if (!bpf_map_delete_elem(map, key))
-		c->deleted++;
-	return 0;
+	return same6(key->a, ip) || same6(key->b, ip) ||
+	       (e->c.kind != CT_PLAIN && (same6(e->saddr, ip) || same6(e->daddr, ip)));
 }
+
+/* One callback a map: kernel 6.1 wants to know which map an element is deleted from. */
+#define PURGE(NAME, MAP, HAS, IP)                                                                  \
+	static long NAME(void *map, const void *key, const void *v, void *arg)                     \
+	{                                                                                          \
+		struct purge_ctx *c = arg;                                                         \
+                                                                                                   \
+		if (HAS(key, v, IP) && !bpf_map_delete_elem(&MAP, key))                            \
+			c->deleted++;                                                              \
+		return 0;                                                                          \
+	}
+
+PURGE(purge4, ct4, has4, c->ip[3])
+PURGE(purge4_new, ct4_new, has4, c->ip[3])
+PURGE(purge6, ct6, has6, c->ip)
+PURGE(purge6_new, ct6_new, has6, c->ip)
 
 SEC("syscall")
 int ct_purge(struct gc_purge *arg)
@@ -141,10 +140,10 @@ int ct_purge(struct gc_purge *arg)
 	__builtin_memcpy(c.ip, arg->ip, sizeof(c.ip));
 	if (!c.ip[0] && !c.ip[1] && c.ip[2] == bpf_htonl(0xffff)) {
 		bpf_for_each_map_elem(&ct4, purge4, &c, 0);
-		bpf_for_each_map_elem(&ct4_new, purge4, &c, 0);
+		bpf_for_each_map_elem(&ct4_new, purge4_new, &c, 0);
 	} else {
 		bpf_for_each_map_elem(&ct6, purge6, &c, 0);
-		bpf_for_each_map_elem(&ct6_new, purge6, &c, 0);
+		bpf_for_each_map_elem(&ct6_new, purge6_new, &c, 0);
 	}
 	arg->deleted = c.deleted;
 	return 0;
