@@ -23,6 +23,7 @@ import (
 // modulesArchive holds go.mod, go.sum and tools.go of the nested modules, which the compiler
 // cannot embed from where they are. A test keeps it equal to them.
 //
+//go:generate go test . -run TestModulesArchive -update
 //go:embed modules.txtar
 var modulesArchive []byte
 
