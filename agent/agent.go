@@ -124,7 +124,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.newPods(client); err != nil {
 		return err
 	}
-	a.events = flow.New(a.kernel.mapOf("events"), a.kernel.mapOf("evt_budget"), a.tables, log)
+	a.events = flow.New(a.kernel.maps.Of("events"), a.kernel.maps.Of("evt_budget"), a.tables, log)
 	background("events", a.events.Run)
 	background("api", a.serveAPI)
 	if err := a.pods.Restore(ctx); err != nil {

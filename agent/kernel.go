@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cilium/ebpf"
-
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/feature"
@@ -153,21 +151,6 @@ func (k *kernel) runCfg() map[uint32]bpf.RunCfg {
 		c.TraceEvery = 1
 	}
 	return map[uint32]bpf.RunCfg{0: c}
-}
-
-// mapOf is a map that every object declares.
-func (k *kernel) mapOf(name string) *ebpf.Map {
-	m, _ := k.maps.Get(name)
-	return m
-}
-
-// handles are all maps by name.
-func (k *kernel) handles() map[string]*ebpf.Map {
-	out := map[string]*ebpf.Map{}
-	for _, name := range k.maps.Names() {
-		out[name] = k.mapOf(name)
-	}
-	return out
 }
 
 // retire drops the pins of generations that nothing runs any more.

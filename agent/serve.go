@@ -73,7 +73,7 @@ func serveAll(ctx context.Context, addrs map[string]http.Handler) error {
 
 // serveAPI answers on the agent's socket, and metrics where they are wanted.
 func (a *Agent) serveAPI(ctx context.Context) error {
-	readable := dump.New(a.kernel.handles())
+	readable := dump.New(a.kernel.maps.All())
 	srv := rest.New(rest.Sources{
 		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,

@@ -31,7 +31,7 @@ type services struct {
 
 func newServices(a *Agent) (*services, error) {
 	k, t := a.kernel, a.tables
-	target, err := lbmap.Open(lbmap.Maps{Front: k.mapOf("front"), Svc: k.mapOf("svc"), Slot: k.mapOf("slot"), Backend: k.mapOf("backend")})
+	target, err := lbmap.Open(lbmap.Maps{Front: k.maps.Of("front"), Svc: k.maps.Of("svc"), Slot: k.maps.Of("slot"), Backend: k.maps.Of("backend")})
 	if err != nil {
 		return nil, err
 	}
@@ -61,8 +61,8 @@ func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
 		return nil, err
 	}
 	return ctgc.New(ctgc.Maps{
-		Ct4: k.mapOf("ct4"), Ct4New: k.mapOf("ct4_new"), Ct6: k.mapOf("ct6"), Ct6New: k.mapOf("ct6_new"),
-		Batch: k.mapOf("gc_batch"),
+		Ct4: k.maps.Of("ct4"), Ct4New: k.maps.Of("ct4_new"), Ct6: k.maps.Of("ct6"), Ct6New: k.maps.Of("ct6_new"),
+		Batch: k.maps.Of("gc_batch"),
 	}, ctgc.Programs{Expire: expire, Purge: purge}, log), nil
 }
 

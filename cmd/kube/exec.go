@@ -142,5 +142,5 @@ func (c *Client) PortForward(ctx context.Context, namespace, pod string, local, 
 // Close ends the forward and waits until it has.
 func (f *Forward) Close() {
 	close(f.stop)
-	_ = <-f.done // ended because it was told to
+	<-f.done //nolint:errcheck // it ends because it was told to
 }

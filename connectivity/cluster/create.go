@@ -124,7 +124,7 @@ func (k *making) interruptible(ctx context.Context, step func(context.Context) e
 		return err
 	case err := <-k.died:
 		cancel(err)
-		_ = <-done // it ends soon, its context is gone
+		<-done //nolint:errcheck // it ends soon, its context is gone
 		return err
 	}
 }

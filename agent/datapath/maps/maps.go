@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,6 +144,12 @@ func (s *Set) Get(name string) (*ebpf.Map, error) {
 	}
 	return m, nil
 }
+
+// Of is Get for a map that every object declares; nil when it is missing.
+func (s *Set) Of(name string) *ebpf.Map { return s.maps[name] }
+
+// All returns the maps by name, for those who show them.
+func (s *Set) All() map[string]*ebpf.Map { return maps.Clone(s.maps) }
 
 // Names lists the maps, sorted.
 func (s *Set) Names() []string {
