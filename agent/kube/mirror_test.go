@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"log/slog"
+	"net/netip"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"lash.internal/lash/agent/kube/ciliumio"
+	"lash.internal/lash/agent/state"
+)
+
+func wireForm(t *testing.T, obj any) any {
+	t.Helper()
+	u, err := ciliumio.ToUnstructured(obj)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// TestNodeIsTheSameInBothArrivalOrders joins Node and CiliumNode, whichever comes first, and takes
+// the pod CIDR of another node from what that node says of itself.
+func TestNodeIsTheSameInBothArrivalOrders(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", UID: "u"}}
+	node.Spec.PodCIDRs = []string{"10.1.2.0/24"}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.2"}}
+	cn := &ciliumio.Node{}
+	cn.Name = "n2"
+	cn.Spec.Addresses = []ciliumio.NodeAddress{{Type: ciliumio.InternalIP, IP: "192.0.2.2"}, {Type: ciliumio.CiliumInternalIP, IP: "10.1.3.1"}}
+	cn.Spec.IPAM.PodCIDRs = []string{"10.1.3.0/24"}
+	for _, first := range []string{"Node", "CiliumNode"} {
+		t.Run(first+" first", func(t *testing.T) {
+			tables := state.NewTables()
+			j := newNodeJoin(tables.DB, tables.Nodes, "n1", false, func() {})
+			a, b := j.nodeSink(), j.ciliumSink()
+			put := []func() error{func() error { return a.Replace([]any{node}, "") }, func() error { return b.Replace([]any{wireForm(t, cn)}, "") }}
+			if first == "CiliumNode" {
+				put[0], put[1] = put[1], put[0]
+			}
+			if err := put[0](); err != nil {
+				t.Fatal(err)
+			}
+			if ok, _ := tables.Nodes.Initialized(); ok {
+				t.Error("ready after one of two kinds")
+			}
+			if err := put[1](); err != nil {
+				t.Fatal(err)
+			}
+			r, _ := tables.Nodes.Get("n2")
+			if ok, _ := tables.Nodes.Initialized(); !ok || r.UID != "u" || r.PodCIDRs[0].String() != "10.1.3.0/24" || r.RouterIPs[0].String() != "10.1.3.1" || r.Addr(false).String() != "192.0.2.2" {
+				t.Errorf("row %+v", r)
+			}
+			// A relist without the objects, as after an outage, removes the row.
+			_, _ = a.Replace(nil, ""), b.Replace(nil, "")
+			if tables.Nodes.Len() != 0 {
+				t.Error("row stays after both objects are gone")
+			}
+		})
+	}
+}
+
+func endpoint(name, node, ip string, id int64) *ciliumio.Endpoint {
+	e := &ciliumio.Endpoint{}
+	e.Namespace, e.Name = "default", name
+	e.Status.Identity = &ciliumio.EndpointIdentity{ID: id}
+	e.Status.Networking = &ciliumio.EndpointNetworking{Node: node, Addressing: []ciliumio.AddressPair{{IPv4: ip}}}
+	return e
+}
+
+// TestAddressGoesToTheYoungestClaim: a deleted pod's address is in use by another one before the
+// old object is gone.
+func TestAddressGoesToTheYoungestClaim(t *testing.T) {
+	tables := state.NewTables()
+	local := netip.MustParseAddr("192.0.2.1")
+	s := newEndpointSink(tables.DB, tables.RemoteIPs, func(a netip.Addr) bool { return a == local }, func(state.Name) {})
+	ip := netip.MustParseAddr("10.1.2.3")
+	old, young := wireForm(t, endpoint("old", "192.0.2.2", "10.1.2.3", 300)), wireForm(t, endpoint("young", "192.0.2.2", "10.1.2.3", 400))
+	if err := s.Replace([]any{old, wireForm(t, endpoint("mine", "192.0.2.1", "10.1.1.9", 500))}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if tables.RemoteIPs.Len() != 1 || s.own(state.Name{Namespace: "default", Name: "mine"}) == nil {
+		t.Error("the local endpoint is not told from the remote one")
+	}
+	_ = s.Add(young)
+	if r, _ := tables.RemoteIPs.Get(ip); r.Identity != 400 {
+		t.Errorf("after the second claim: %+v", r)
+	}
+	_ = s.Delete(old)
+	if r, _ := tables.RemoteIPs.Get(ip); r.Identity != 400 {
+		t.Errorf("after the first was withdrawn: %+v", r)
+	}
+	_ = s.Delete(young)
+	if tables.RemoteIPs.Len() != 0 {
+		t.Error("row stays")
+	}
+}
+
+func TestRelistCommitsOnlyDifferences(t *testing.T) {
+	tables := state.NewTables()
+	m := newMirror(tables.DB, tables.Namespaces, "test", namespaceRow, clusterKey)
+	ns := func(name string) any { return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	_ = m.Replace([]any{ns("a"), ns("b")}, "")
+	cur := tables.Namespaces.Changes()
+	defer cur.Close()
+	cur.Next()
+	_ = m.Replace([]any{ns("a"), ns("c")}, "")
+	changes, _ := cur.Next()
+	got := map[string]bool{}
+	for _, c := range changes {
+		got[c.Key] = c.Deleted
+	}
+	if gone, ok := got["b"]; len(got) != 2 || !ok || !gone || got["c"] {
+		t.Errorf("changes %+v", changes)
+	}
+}
+
+func TestNetworkPoliciesAreCounted(t *testing.T) {
+	c := &counter{log: slog.New(slog.DiscardHandler)}
+	p := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}}
+	_, _ = c.Add(p), c.Add(p)
+	if c.len() != 1 {
+		t.Errorf("%d policies", c.len())
+	}
+	_ = c.Delete(p)
+	if c.len() != 0 {
+		t.Errorf("%d policies", c.len())
+	}
+}
