@@ -133,6 +133,7 @@ var commands = []func(World) *cobra.Command{
 	newUninstall,
 	newStatus,
 	newIdentity,
+	newConnectivity,
 	newCluster,
 	newImage,
 	newChart,
