@@ -90,7 +90,11 @@ test-short: deps ## Unit, program and namespace tests on this kernel (no cluster
 .PHONY: test
 test: deps build ## What CI runs: vet, and all tests, those on network namespaces and kernel 6.1 included
 	go vet ./...
-	go test -timeout 15m ./...
+	go test -p 1 -timeout 15m ./...
+
+.PHONY: test-traffic
+test-traffic: deps ## Real traffic through two nodes in network namespaces, over VXLAN
+	LASH_TRAFFIC=1 go test -count=1 -run Traffic ./bpf/test
 
 .PHONY: test-cluster
 test-cluster: deps build ## The local cluster's own tests: create, delete, crash half way
