@@ -20,8 +20,9 @@ import (
 type session struct {
 	pod     string
 	in      *io.PipeWriter
+	writing sync.Mutex // guards enc; never held together with mu, or a slow reader of results would stop them all
 	enc     *json.Encoder
-	mu      sync.Mutex // guards enc, next and waiting
+	mu      sync.Mutex // guards next and waiting
 	next    int
 	waiting map[string]chan probe.Result
 	err     error // set before done is closed
@@ -105,8 +106,10 @@ func (c *session) do(ctx context.Context, p probe.Probe) (probe.Result, error) {
 	c.next++
 	p.ID = strconv.Itoa(c.next)
 	c.waiting[p.ID] = ch
-	err := c.enc.Encode(p)
 	c.mu.Unlock()
+	c.writing.Lock()
+	err := c.enc.Encode(p)
+	c.writing.Unlock()
 	if err != nil {
 		<-c.done
 		return probe.Result{}, c.err

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/connectivity/probe"
+)
+
+// fakeCluster is a cluster of two nodes: pods run as soon as their workload is created, and probes
+// and agent commands are answered by functions of the test.
+type fakeCluster struct {
+	t      *testing.T
+	client *fake.Clientset
+	mu     sync.Mutex
+	pods   map[string]Peer // by pod name
+	nextIP byte
+	svcIP  byte
+	// answer changes the answer to a probe, which is a success otherwise.
+	answer func(from Peer, p probe.Probe, r *probe.Result)
+	// drops are reported by the monitor of a node.
+	drops map[string][]api.MonitorEvent
+	// agent answers a command in the agent of a node.
+	agent func(node string, command string) (string, error)
+	// dropped is the drop counter of every node.
+	dropped int
+}
+
+func newFakeCluster(t *testing.T) *fakeCluster {
+	t.Helper()
+	c := &fakeCluster{t: t, pods: map[string]Peer{}, nextIP: 10, svcIP: 10, drops: map[string][]api.MonitorEvent{}}
+	objs := []runtime.Object{
+		&appsv1.DaemonSet{
+			ObjectMeta: metav1.ObjectMeta{Name: "cilium", Namespace: "kube-system"},
+			Spec: appsv1.DaemonSetSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
+				Containers: []corev1.Container{{Name: "cilium-agent", Image: "localhost/lash:test"}},
+			}}},
+		},
+		&corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Name: "cilium-config", Namespace: "kube-system"},
+			Data:       map[string]string{"kube-proxy-replacement": "true", "enable-ipv4-masquerade": "true", "tunnel-port": "8472"},
+		},
+		service("default", "kubernetes", "10.96.0.1", nil),
+		service("kube-system", "kube-dns", "10.96.0.10", map[string]string{"k8s-app": "kube-dns"}),
+	}
+	for i, n := range []string{"n1", "n2"} {
+		objs = append(objs, &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: n},
+			Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("172.31.0.%d", i+1)}}},
+		}, readyPod("kube-system", "agent-"+n, n, map[string]string{"k8s-app": "cilium"}, ""))
+	}
+	c.client = fake.NewClientset(objs...)
+	c.client.PrependReactor("create", "services", c.onService)
+	c.client.PrependReactor("create", "deployments", c.onDeployment)
+	c.client.PrependReactor("create", "daemonsets", c.onDaemonSet)
+	return c
+}
+
+func service(ns, name, ip string, labels map[string]string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels},
+		Spec:       corev1.ServiceSpec{ClusterIPs: []string{ip}},
+	}
+}
+
+func readyPod(ns, name, node string, labels map[string]string, ip string) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels},
+		Spec:       corev1.PodSpec{NodeName: node},
+		Status: corev1.PodStatus{
+			Phase:      corev1.PodRunning,
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+		},
+	}
+	if ip != "" {
+		p.Status.PodIPs = []corev1.PodIP{{IP: ip}}
+	}
+	return p
+}
+
+func (c *fakeCluster) onService(a k8stesting.Action) (bool, runtime.Object, error) {
+	s := a.(k8stesting.CreateAction).GetObject().(*corev1.Service)
+	c.svcIP++
+	s.Spec.ClusterIPs = []string{fmt.Sprintf("10.96.1.%d", c.svcIP)}
+	return false, s, nil
+}
+
+func (c *fakeCluster) onDeployment(a k8stesting.Action) (bool, runtime.Object, error) {
+	d := a.(k8stesting.CreateAction).GetObject().(*appsv1.Deployment)
+	terms := d.Spec.Template.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+	node := terms[0].MatchFields[0].Values[0]
+	c.nextIP++
+	ip := fmt.Sprintf("10.244.%s.%d", strings.TrimPrefix(node, "n"), c.nextIP)
+	c.run(readyPod(a.GetNamespace(), d.Name+"-x", node, d.Spec.Template.Labels, ip))
+	return false, nil, nil
+}
+
+func (c *fakeCluster) onDaemonSet(a k8stesting.Action) (bool, runtime.Object, error) {
+	d := a.(k8stesting.CreateAction).GetObject().(*appsv1.DaemonSet)
+	for i, n := range []string{"n1", "n2"} {
+		c.run(readyPod(a.GetNamespace(), "host-"+n, n, d.Spec.Template.Labels, fmt.Sprintf("172.31.0.%d", i+1)))
+	}
+	return false, nil, nil
+}
+
+func (c *fakeCluster) run(p *corev1.Pod) {
+	if err := c.client.Tracker().Add(p); err != nil {
+		c.t.Error(err)
+	}
+	ip := netip.MustParseAddr(p.Status.PodIPs[0].IP)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pods[p.Name] = Peer{Name: p.Labels["name"], Pod: p.Name, Node: p.Spec.NodeName, IPs: []netip.Addr{ip}}
+}
+
+// exec stands for kubectl exec.
+func (c *fakeCluster) exec(ctx context.Context, ns, pod, _ string, s Streams, command ...string) error {
+	if ns != "kube-system" {
+		return c.batch(ctx, pod, s)
+	}
+	node := strings.TrimPrefix(pod, "agent-")
+	line := strings.Join(command, " ")
+	if strings.HasPrefix(line, "cilium monitor") {
+		enc := json.NewEncoder(s.Out)
+		for _, ev := range c.drops[node] {
+			if err := enc.Encode(ev); err != nil {
+				return err
+			}
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if c.agent != nil {
+		if text, err := c.agent(node, line); text != "" || err != nil {
+			_, _ = io.WriteString(s.Out, text)
+			return err
+		}
+	}
+	switch {
+	case line == "cilium status --brief":
+		_, _ = io.WriteString(s.Out, "OK\n")
+	case strings.HasPrefix(line, "cilium service list"):
+		return json.NewEncoder(s.Out).Encode(c.services())
+	case strings.HasPrefix(line, "cilium metrics list"):
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		n := c.dropped
+		return json.NewEncoder(s.Out).Encode([]api.Metric{
+			{Name: "cilium_drop_count_total", Labels: map[string]string{"reason": "CT: Map insertion failed"}, Value: float64(n)},
+			{Name: "cilium_drop_count_total", Labels: map[string]string{"reason": "Service backend not found"}, Value: float64(n) * 2},
+		})
+	}
+	return nil
+}
+
+func (c *fakeCluster) services() []api.Service {
+	var out []api.Service
+	list, err := c.client.CoreV1().Services("").List(context.Background(), metav1.ListOptions{})
+	if err != nil {
+		c.t.Error(err)
+	}
+	for _, s := range list.Items {
+		for _, p := range s.Spec.Ports {
+			svc := api.Service{Spec: api.ServiceSpec{Frontend: api.FrontendAddress{IP: s.Spec.ClusterIPs[0], Port: uint16(p.Port)}}}
+			if s.Name != "no-endpoints" {
+				svc.Spec.Backends = []api.BackendAddress{{IP: "10.244.1.1"}}
+			}
+			out = append(out, svc)
+		}
+	}
+	return out
+}
+
+// batch stands for `lash-agent probe --batch` in a pod.
+func (c *fakeCluster) batch(ctx context.Context, pod string, s Streams) error {
+	c.mu.Lock()
+	from := c.pods[pod]
+	c.mu.Unlock()
+	dec, enc := json.NewDecoder(s.In), json.NewEncoder(s.Out)
+	for {
+		var p probe.Probe
+		if err := dec.Decode(&p); err != nil {
+			return ctx.Err()
+		}
+		r := c.success(from, p)
+		if c.answer != nil {
+			c.answer(from, p, &r)
+			r.OK = r.Error == ""
+		}
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+	}
+}
+
+// success is the answer of a network where everything works.
+func (c *fakeCluster) success(from Peer, p probe.Probe) probe.Result {
+	r := probe.Result{ID: p.ID, OK: true, Bytes: p.Size, Size: p.Size}
+	svc := map[string]string{}
+	list, _ := c.client.CoreV1().Services("").List(context.Background(), metav1.ListOptions{})
+	for _, s := range list.Items {
+		svc[s.Spec.ClusterIPs[0]] = s.Name
+		if p.Proto == probe.DNS && strings.HasPrefix(p.Target, s.Name+"."+s.Namespace+".") {
+			r.Answers = []string{s.Spec.ClusterIPs[0]}
+		}
+	}
+	if p.Proto == probe.Route {
+		r.Answers = []string{"10.244.0.0/16 dev cilium_vxlan"}
+		return r
+	}
+	dst := dstOf(p)
+	name := svc[dst]
+	if name == "no-endpoints" {
+		r.OK, r.Error, r.Kind = false, "connect: connection refused", probe.KindRefused
+		return r
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, peer := range c.pods {
+		if peer.IPs[0].String() == dst || (name != "" && peer.Name == name) {
+			r.Host = peer.Pod
+		}
+	}
+	if p.Proto != probe.ICMP {
+		r.Seen = from.IPs[0].String() + ":1234"
+	}
+	return r
+}
+
+func dstOf(p probe.Probe) string {
+	t := strings.TrimPrefix(strings.TrimPrefix(p.Target, "http://"), "https://")
+	t, _, _ = strings.Cut(t, "/")
+	if ap, err := netip.ParseAddrPort(t); err == nil {
+		return ap.Addr().String()
+	}
+	return t
+}
