@@ -293,8 +293,11 @@ func TestForeignNamespaceIsLeftAlone(t *testing.T) {
 	if _, err := c.client.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := run(t, c, Options{}); err == nil || !strings.Contains(err.Error(), "--test-namespace") {
-		t.Errorf("got %v", err)
+	if _, err := run(t, c, Options{}); !errors.Is(err, errForeign) || strings.Count(err.Error(), "--test-namespace") != 1 {
+		t.Errorf("run: %v", err)
+	}
+	if err := Clean(t.Context(), Options{Client: c.client}); !errors.Is(err, errForeign) {
+		t.Errorf("clean: %v", err)
 	}
 	if _, err := c.client.CoreV1().Namespaces().Get(t.Context(), "cilium-test-1", metav1.GetOptions{}); err != nil {
 		t.Errorf("somebody else's namespace: %v", err)

@@ -58,12 +58,9 @@ func (e *Env) services() map[string]string {
 	return s
 }
 
-// deploy creates everything and waits until it runs.
+// deploy creates everything in the test namespace and waits until it runs.
 func (e *Env) deploy(ctx context.Context) error {
 	ns := e.opts.TestNamespace
-	if err := e.makeNamespace(ctx); err != nil {
-		return err
-	}
 	for name, selector := range e.services() {
 		svc, err := e.opts.Client.CoreV1().Services(ns).Create(ctx, serviceObject(name, selector), metav1.CreateOptions{})
 		if err != nil {
@@ -85,23 +82,14 @@ func (e *Env) deploy(ctx context.Context) error {
 // makeNamespace creates the test namespace; one that an earlier run left behind is removed first.
 func (e *Env) makeNamespace(ctx context.Context) error {
 	name := e.opts.TestNamespace
-	labels := map[string]string{managedLabel: managedValue, "pod-security.kubernetes.io/enforce": "privileged"}
+	labels := map[string]string{"pod-security.kubernetes.io/enforce": "privileged"}
 	maps.Copy(labels, e.opts.NamespaceLabels)
+	labels[managedLabel] = managedValue
 	obj := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, Annotations: e.opts.NamespaceAnnotations}}
 	for {
 		_, err := e.opts.Client.CoreV1().Namespaces().Create(ctx, obj, metav1.CreateOptions{})
 		if !apierrors.IsAlreadyExists(err) {
 			return err
-		}
-		old, err := e.opts.Client.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if old.Labels[managedLabel] != managedValue {
-			return fmt.Errorf("namespace %s exists and was not made by a connectivity test (it lacks the label %s=%s); choose another with --test-namespace", name, managedLabel, managedValue)
 		}
 		e.opts.Progress.Info("Removing namespace %s, which an earlier run left behind", name)
 		if err := e.removeNamespace(ctx); err != nil {
@@ -110,10 +98,25 @@ func (e *Env) makeNamespace(ctx context.Context) error {
 	}
 }
 
-// removeNamespace deletes the test namespace and waits until it is gone.
+// errForeign is about a namespace that is not ours to remove.
+var errForeign = errors.New("not made by a connectivity test")
+
+// removeNamespace deletes the test namespace and waits until it is gone. One that no connectivity
+// test has made is left alone.
 func (e *Env) removeNamespace(ctx context.Context) error {
 	c := e.opts.Client.CoreV1().Namespaces()
 	name := e.opts.TestNamespace
+	old, err := c.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read namespace %s: %w", name, err)
+	}
+	if old.Labels[managedLabel] != managedValue {
+		return fmt.Errorf("namespace %s exists and was %w (it lacks the label %s=%s): choose another with --test-namespace",
+			name, errForeign, managedLabel, managedValue)
+	}
 	w, err := c.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 	if err != nil {
 		return fmt.Errorf("watch namespace %s: %w", name, err)
@@ -122,7 +125,7 @@ func (e *Env) removeNamespace(ctx context.Context) error {
 	now := int64(0)
 	// Pods first and without grace: the namespace's controller would give each its 30 s.
 	_ = e.opts.Client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
-	if err := c.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+	if err := c.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(old.UID))}); err != nil {
 		if apierrors.IsNotFound(err) {
 			return nil
 		}

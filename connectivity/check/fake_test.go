@@ -155,6 +155,14 @@ func (c *fakeCluster) exec(ctx context.Context, ns, pod, _ string, s Streams, co
 	switch {
 	case line == "cilium status --brief":
 		_, _ = io.WriteString(s.Out, "OK\n")
+	case strings.HasPrefix(line, "cilium bpf endpoint list"):
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, p := range c.pods {
+			if p.Node == node {
+				fmt.Fprintf(s.Out, "%s:0 id=1\n", p.IPs[0])
+			}
+		}
 	case strings.HasPrefix(line, "cilium service list"):
 		return json.NewEncoder(s.Out).Encode(c.services())
 	case strings.HasPrefix(line, "cilium metrics list"):

@@ -108,6 +108,7 @@ func (r *Report) count() counts {
 
 // finish sets the code and the result line.
 func (r *Report) finish(took time.Duration) {
+	r.APIVersion, r.Kind = "lash.internal/v1", "ConnectivityReport"
 	r.Seconds = took.Seconds()
 	c := r.count()
 	r.Code = 0

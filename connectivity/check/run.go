@@ -26,10 +26,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep := &Report{
-		APIVersion: "lash.internal/v1", Kind: "ConnectivityReport", Context: o.Context,
-		Namespace: o.TestNamespace, Started: time.Now().UTC(),
-	}
+	rep := &Report{Context: o.Context, Namespace: o.TestNamespace, Started: time.Now().UTC()}
 	start := time.Now()
 	var chosen []Scenario
 	for _, s := range all {
@@ -59,6 +56,10 @@ func Clean(ctx context.Context, o Options) error {
 }
 
 func (e *Env) run(ctx context.Context, rep *Report, chosen []Scenario) (err error) {
+	// Only a namespace that this run has made is removed at its end.
+	if err := e.makeNamespace(ctx); err != nil {
+		return err
+	}
 	defer func() {
 		if e.opts.Keep {
 			return
