@@ -193,7 +193,7 @@ func (f *connectivityFlags) options(w World, cl *kube.Client, p check.Progress) 
 	if f.pause {
 		o.Pause = func(ctx context.Context, t check.TestResult) { pauseForEnter(ctx, w, t.Name) }
 	}
-	o.External = externalServer(cl)
+	o.External = externalServer(cl.Cluster)
 	return o, nil
 }
 

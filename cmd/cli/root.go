@@ -13,7 +13,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"lash.internal/lash/cmd/kube"
 )
@@ -69,6 +71,8 @@ func Main(w World) int {
 		stop()
 	}()
 	w.Kube = kube.NewFlags(w.Getenv)
+	// The client library logs what it also returns as an error, and connections that we close.
+	klog.SetLogger(logr.Discard())
 	root := newRoot(w)
 	root.SetArgs(w.Args)
 	err := root.ExecuteContext(ctx)
