@@ -400,3 +400,28 @@ func TestGrepFindsWholeAddresses(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// A name server may go on answering with the addresses of the Services of the run before.
+func TestNamesAreNotThoseOfAnEarlierRun(t *testing.T) {
+	asked := map[string]int{} // last run that asked for a name
+	for i := 1; i <= 2; i++ {
+		c := newFakeCluster(t)
+		c.answer = func(_ Peer, p probe.Probe, _ *probe.Result) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if p.Proto != probe.DNS || strings.HasPrefix(p.Target, "kubernetes.default.") {
+				return
+			}
+			if before := asked[p.Target]; before != 0 && before != i {
+				t.Errorf("%s was asked for by an earlier run", p.Target)
+			}
+			asked[p.Target] = i
+		}
+		if _, err := run(t, c, Options{Tests: []string{"dns"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(asked) != 2 {
+		t.Errorf("names %v, want one a run", asked)
+	}
+}

@@ -51,7 +51,9 @@ func (e *Env) workloads() []workload {
 
 // services maps the name of each Service to the label "name" of its backends.
 func (e *Env) services() map[string]string {
-	s := map[string]string{"echo-same-node": "echo-same-node", "client": "client", "no-endpoints": "nobody"}
+	s := map[string]string{
+		"echo-same-node": "echo-same-node", "client": "client", "no-endpoints": "nobody", e.lookup: "echo-same-node",
+	}
 	if !e.SingleNode() {
 		s["echo-other-node"] = "echo-other-node"
 	}

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
 )
 
 // Ports of the echo servers: in pods, and on hosts where they must not meet others.
@@ -108,9 +109,12 @@ type Env struct {
 	Hosts        []Peer // one a node, hostNetwork
 	// Services by name; the backends of echo-* are Echoes of the same name.
 	Services map[string]Peer
-	DNS      Peer // zero when the cluster has no DNS Service
-	API      Peer
-	Outside  *Peer
+	// lookup is a Service that no earlier run had: name servers go on giving the addresses of an
+	// earlier Service of a name until their caches run out.
+	lookup  string
+	DNS     Peer // zero when the cluster has no DNS Service
+	API     Peer
+	Outside *Peer
 
 	sessions *sessions
 	watch    *watcher
@@ -149,7 +153,7 @@ func (e *Env) host(node string) (Peer, bool) {
 
 // discover finds out what the cluster is before anything is deployed.
 func discover(ctx context.Context, o Options) (*Env, error) {
-	e := &Env{opts: o, Services: map[string]Peer{}}
+	e := &Env{opts: o, Services: map[string]Peer{}, lookup: "lookup-" + rand.String(8)}
 	ds, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(ctx, o.AgentDaemonSet, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("find the agents: %w", err)

@@ -426,9 +426,9 @@ func dnsLookup() Scenario {
 		},
 		Actions: func(e *Env) (out []Action) {
 			zone := ".svc." + e.opts.ClusterDomain
-			names := map[string]Peer{"kubernetes.default" + zone: e.API}
-			for _, s := range e.Echoes {
-				names[s.Name+"."+e.opts.TestNamespace+zone] = e.Services[s.Name]
+			names := map[string]Peer{
+				"kubernetes.default" + zone:                  e.API,
+				e.lookup + "." + e.opts.TestNamespace + zone: e.Services[e.lookup],
 			}
 			for _, c := range e.Clients {
 				e.each(c, e.DNS, func(f int) {
