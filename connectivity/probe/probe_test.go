@@ -360,3 +360,11 @@ func TestCancelEndsAProbe(t *testing.T) {
 		t.Errorf("took %s", took)
 	}
 }
+
+func TestTCPCountsExchangesWithoutASizeToo(t *testing.T) {
+	s := serve(t)
+	res := Run(t.Context(), Probe{Proto: TCP, Target: at("127.0.0.1", s.TCP), Count: 5})
+	if !res.OK || res.Sent != 5 || res.Bytes != 5 {
+		t.Errorf("%+v", res)
+	}
+}

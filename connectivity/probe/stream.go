@@ -42,11 +42,12 @@ func runTCP(ctx context.Context, p Probe, res *Result) error {
 		return fmt.Errorf("%w: %q is not the greeting of an echo server", errCorrupt, line)
 	}
 	res.Seen, res.Host = words[1], words[2]
-	if p.Size == 0 {
+	if p.Size == 0 && p.Count == 1 {
 		res.Sent = 1
 		res.RTTMicros = time.Since(start).Microseconds()
 		return nil
 	}
+	p.Size = max(p.Size, 1) // an exchange of nothing proves nothing
 	for i := range p.Count {
 		if i > 0 {
 			if err := pause(ctx, p.IntervalMillis); err != nil {
