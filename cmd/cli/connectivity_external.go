@@ -50,7 +50,7 @@ func externalServer(clusterEntry string) func(ctx context.Context, httpPort, tcp
 		stop := func() {
 			cancel()
 			_ = out.Close()
-			<-ended
+			<-ended //nolint:errcheck // why it ended was told by the pipe
 		}
 		var ready probe.Ready
 		if err := json.NewDecoder(out).Decode(&ready); err != nil {

@@ -77,6 +77,7 @@ const (
 	KindTimeout     Kind = "timeout"
 	KindRefused     Kind = "refused"
 	KindUnreachable Kind = "unreachable"
+	KindForbidden   Kind = "forbidden" // EPERM: a packet filter of the sender's own host
 	KindReset       Kind = "reset"
 	KindTooBig      Kind = "too-big"
 	KindCorrupt     Kind = "corrupt"
@@ -188,6 +189,8 @@ func classify(err error) Kind {
 		return KindNoName
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return KindRefused
+	case errors.Is(err, syscall.EPERM):
+		return KindForbidden
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return KindUnreachable
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
