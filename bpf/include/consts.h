@@ -15,23 +15,23 @@ enum sock_lb {
 
 #define CONST(type, name) volatile const type name SEC(".rodata")
 
-CONST(u8, c_ipv4) = 1;		 /* pods have IPv4 addresses */
-CONST(u8, c_ipv6) = 1;		 /* pods have IPv6 addresses */
-CONST(u8, c_kpr) = 1;		 /* Services are ours; 0: left to kube-proxy */
+CONST(u8, c_ipv4) = 1;              /* pods have IPv4 addresses */
+CONST(u8, c_ipv6) = 1;              /* pods have IPv6 addresses */
+CONST(u8, c_kpr) = 1;               /* Services are ours; 0: left to kube-proxy */
 CONST(u8, c_sock_lb) = SOCK_LB_ALL; /* enum sock_lb */
-CONST(u8, c_masq4) = 1;		 /* masquerade pods that leave the cluster */
+CONST(u8, c_masq4) = 1;             /* masquerade pods that leave the cluster */
 CONST(u8, c_masq6) = 1;
-CONST(u8, c_test) = 0;		 /* record redirects in test_rec */
-CONST(u32, c_vxlan_ifindex) = 0; /* cilium_vxlan */
-CONST(u32, c_host_ifindex) = 0;	 /* cilium_host */
-CONST(u32, c_net_ifindex) = 0;	 /* cilium_net */
+CONST(u8, c_test) = 0;            /* record redirects in test_rec */
+CONST(u32, c_vxlan_ifindex) = 0;  /* cilium_vxlan */
+CONST(u32, c_host_ifindex) = 0;   /* cilium_host */
+CONST(u32, c_net_ifindex) = 0;    /* cilium_net */
 CONST(u16, c_tunnel_port) = 8472; /* UDP, host order */
-CONST(u32, c_tunnel_mtu) = 1450; /* largest packet of a pod that fits the tunnel */
-CONST(u16, c_snat_min) = 49152;	 /* source ports of masqueraded flows, host order, inclusive */
+CONST(u32, c_tunnel_mtu) = 1450;  /* largest packet of a pod that fits the tunnel */
+CONST(u16, c_snat_min) = 49152;   /* source ports of masqueraded flows, host order, inclusive */
 CONST(u16, c_snat_max) = 65535;
-CONST(u64, c_host_cookie) = 0;	 /* cookie of the node's network namespace */
-CONST(u32, c_world_id4) = 2;	 /* identity of what is outside: 9 with both families */
-CONST(u32, c_world_id6) = 2;	 /* 10 with both families */
+CONST(u64, c_host_cookie) = 0; /* cookie of the node's network namespace */
+CONST(u32, c_world_id4) = 2;   /* identity of what is outside: 9 with both families */
+CONST(u32, c_world_id6) = 2;   /* 10 with both families */
 
 /* Addresses, in network order. Zero: none. */
 struct ip4_const {

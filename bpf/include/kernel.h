@@ -63,7 +63,8 @@ static long (*bpf_skb_get_tunnel_key)(void *skb, struct bpf_tunnel_key *key, u32
 static long (*bpf_skb_set_tunnel_key)(void *skb, struct bpf_tunnel_key *key, u32 size,
 				      u64 flags) = (void *)BPF_FUNC_skb_set_tunnel_key;
 static long (*bpf_skb_change_type)(void *skb, u32 type) = (void *)BPF_FUNC_skb_change_type;
-static long (*bpf_skb_change_tail)(void *skb, u32 len, u64 flags) = (void *)BPF_FUNC_skb_change_tail;
+static long (*bpf_skb_change_tail)(void *skb, u32 len,
+				   u64 flags) = (void *)BPF_FUNC_skb_change_tail;
 static long (*bpf_skb_adjust_room)(void *skb, s32 len_diff, u32 mode,
 				   u64 flags) = (void *)BPF_FUNC_skb_adjust_room;
 static long (*bpf_skb_pull_data)(void *skb, u32 len) = (void *)BPF_FUNC_skb_pull_data;

@@ -17,11 +17,11 @@
 struct ep {
 	__u32 identity;
 	__u32 ep_id;
-	__u32 rs_egress;  /* ruleset ids, 0 while there is no policy */
+	__u32 rs_egress; /* ruleset ids, 0 while there is no policy */
 	__u32 rs_ingress;
-	__u32 flags;	  /* EP_* */
-	__u32 ifindex;	  /* of the host side, the key again */
-	__u8 mac[6];	  /* inside the pod */
+	__u32 flags;      /* EP_* */
+	__u32 ifindex;    /* of the host side, the key again */
+	__u8 mac[6];      /* inside the pod */
 	__u8 node_mac[6]; /* host side */
 	__u8 ipv4[4];
 	__u8 ipv6[16];
@@ -46,8 +46,8 @@ enum addr_kind {
 	ADDR_LOCAL_NODE = 3,  /* address of this node */
 	ADDR_REMOTE_NODE = 4, /* address of another node; vtep is that node */
 	ADDR_GATEWAY = 5,     /* router address of this node */
-	ADDR_VIP = 6,	      /* nothing but a Service has it */
-	ADDR_CIDR = 7,	      /* only an identity is known */
+	ADDR_VIP = 6,         /* nothing but a Service has it */
+	ADDR_CIDR = 7,        /* only an identity is known */
 };
 
 enum addr_flag {
@@ -57,11 +57,11 @@ enum addr_flag {
 struct addr {
 	__u8 kind; /* enum addr_kind */
 	__u8 pad;
-	__u16 flags;	/* ADDR_HAS_SVC ... */
+	__u16 flags; /* ADDR_HAS_SVC ... */
 	__u32 identity;
-	__u32 vtep;	/* index, 0: none */
-	__u32 ifindex;	/* ADDR_LOCAL_EP */
-	__u32 ep_id;	/* ADDR_LOCAL_EP */
+	__u32 vtep;    /* index, 0: none */
+	__u32 ifindex; /* ADDR_LOCAL_EP */
+	__u32 ep_id;   /* ADDR_LOCAL_EP */
 	__u32 pad2;
 };
 
@@ -76,8 +76,8 @@ struct cidr_key {
 };
 
 enum cidr_kind {
-	CIDR_IDENTITY = 1, /* outside the cluster, with an identity of its own */
-	CIDR_POD = 2,	   /* pods of another node, reached through vtep */
+	CIDR_IDENTITY = 1,  /* outside the cluster, with an identity of its own */
+	CIDR_POD = 2,       /* pods of another node, reached through vtep */
 	CIDR_POD_LOCAL = 3, /* pods of this node */
 };
 
@@ -96,8 +96,8 @@ struct cidr {
 /* vtep: tunnel endpoints by index; 0 is never used. */
 struct vtep {
 	__u8 ip[16] ABI_ADDR; /* of the peer node */
-	__u32 key;	      /* encryption key index, 0: none */
-	__u32 mtu;	      /* largest inner packet, 0: the default */
+	__u32 key;            /* encryption key index, 0: none */
+	__u32 mtu;            /* largest inner packet, 0: the default */
 };
 
 /* dev: devices that lead out of the node, by ifindex. */
@@ -242,8 +242,8 @@ struct front {
  * publishes it: base in the lower 40 bits, count in the upper 24.
  */
 struct svc {
-	__u64 blk_all;	 /* for callers inside the cluster */
-	__u64 blk_ext;	 /* for callers outside */
+	__u64 blk_all;   /* for callers inside the cluster */
+	__u64 blk_ext;   /* for callers outside */
 	__u64 blk_local; /* backends of this node */
 	__u64 maglev;
 	__u32 affinity_secs;
@@ -322,10 +322,10 @@ struct metrics {
 
 /* cfg: switches that change while programs run; one element. */
 struct run_cfg {
-	__u32 trace_every;	/* 1: an event for each packet */
-	__u32 report_interval;	/* between events of a busy flow, unit of struct ct */
-	__u32 drop_rate;	/* drop events a second and CPU */
-	__u32 trace_rate;	/* trace events a second and CPU, 0: no trace events */
+	__u32 trace_every;     /* 1: an event for each packet */
+	__u32 report_interval; /* between events of a busy flow, unit of struct ct */
+	__u32 drop_rate;       /* drop events a second and CPU */
+	__u32 trace_rate;      /* trace events a second and CPU, 0: no trace events */
 };
 
 /* evt_budget: token buckets of the events; one element a CPU. */

@@ -10,8 +10,8 @@
 #include "maps_lb.h"
 #include "pkt.h"
 
-#define SEEN_STEP 1024	      /* about 1 s: how stale ct.seen may be */
-#define REOPEN_IDLE 114440    /* 2 min */
+#define SEEN_STEP 1024     /* about 1 s: how stale ct.seen may be */
+#define REOPEN_IDLE 114440 /* 2 min */
 #define UPDATE_TRIES 3
 #define EBUSY 16
 #define EEXIST 17
@@ -395,7 +395,8 @@ __noinline int ct_add_plain(void)
 	return err == -EEXIST ? 0 : err;
 }
 
-/* Adds the half that replies hit. It is the allocation of the translated tuple: -EEXIST if taken. */
+/* Adds the half that replies hit. It is the allocation of the translated tuple: -EEXIST if taken.
+ */
 __noinline int ct_add_rev(void)
 {
 	struct pkt *p = pkt_get();

@@ -5,8 +5,8 @@
 #include "maps_evt.h"
 #include "pkt.h"
 
-#define EVT_WAKE (64 << 10)	     /* wake the reader when so much is pending */
-#define BUDGET_PERIOD 954	     /* 1 s in units of struct ct */
+#define EVT_WAKE (64 << 10) /* wake the reader when so much is pending */
+#define BUDGET_PERIOD 954   /* 1 s in units of struct ct */
 
 static __noinline void count(u8 reason, u8 dir, u16 line, u8 file, u32 bytes)
 {
@@ -106,7 +106,7 @@ __noinline int event_emit(struct __sk_buff *ctx, u32 type, u32 subtype, u32 dir,
 		cap = 0;
 	r->e.cap_len = cap;
 	wake = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) > EVT_WAKE ? BPF_RB_FORCE_WAKEUP
-								       : BPF_RB_NO_WAKEUP;
+									: BPF_RB_NO_WAKEUP;
 	bpf_ringbuf_submit(r, wake);
 	return 0;
 }

@@ -248,7 +248,8 @@ __noinline int related(struct __sk_buff *ctx)
 	dst_resolve(TUPLE_T);
 	/* an error about nothing we know must not leave with a pod's address */
 	if (p->hook == HOOK_POD_FROM && wants_masq(p) && !(p->ct_flags & CT_VIA_STACK))
-		return DROP(p, FILE_FLOW, p->v6 ? DROP_UNKNOWN_ICMP6_CODE : DROP_UNKNOWN_ICMP4_CODE);
+		return DROP(p, FILE_FLOW,
+			    p->v6 ? DROP_UNKNOWN_ICMP6_CODE : DROP_UNKNOWN_ICMP4_CODE);
 	return V_NEXT;
 }
 

@@ -38,8 +38,8 @@ static __inline int ttl_step(struct __sk_buff *ctx, struct pkt *p)
 	u8 ttl = p->ttl;
 
 	if (ttl <= 1)
-		return icmp_reply_error(ctx, p->v6 ? ICMP6_TIME_EXCEEDED : ICMP4_TIME_EXCEEDED, 0, 0,
-					DROP_TTL_EXCEEDED);
+		return icmp_reply_error(ctx, p->v6 ? ICMP6_TIME_EXCEEDED : ICMP4_TIME_EXCEEDED, 0,
+					0, DROP_TTL_EXCEEDED);
 	ttl--;
 	if (p->v6) {
 		if (bpf_skb_store_bytes(ctx, l3 + 7, &ttl, 1, 0))
@@ -223,7 +223,7 @@ static __inline int to_network(struct __sk_buff *ctx, struct pkt *p)
 static __inline u8 hook_dir(u8 hook)
 {
 	return hook == HOOK_POD_FROM || hook == HOOK_OV_TO || hook == HOOK_ND_TO ? METRIC_EGRESS
-										  : METRIC_INGRESS;
+										 : METRIC_INGRESS;
 }
 
 static __inline u8 trace_point(const struct pkt *p)

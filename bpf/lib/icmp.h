@@ -170,8 +170,8 @@ __noinline int icmp_reply_error(struct __sk_buff *ctx, u32 type, u32 code, u32 m
 	if (!p)
 		return -DROP_INVALID_PACKET;
 	if (reason)
-		count(reason, p->hook == HOOK_POD_FROM ? METRIC_EGRESS : METRIC_INGRESS, 0, FILE_ICMP,
-		      p->len);
+		count(reason, p->hook == HOOK_POD_FROM ? METRIC_EGRESS : METRIC_INGRESS, 0,
+		      FILE_ICMP, p->len);
 	if (p->icmp_err || p->frag == FRAG_LATER || ip_is_multicast(p, &p->t.daddr) ||
 	    (p->hook != HOOK_POD_FROM && p->hook != HOOK_OV_FROM))
 		return V_EAT;

@@ -196,8 +196,9 @@ __noinline int parse(struct __sk_buff *ctx, u32 hook)
 
 	if (!p)
 		return V_PASS;
-	__builtin_memset(p->zero, 0, __builtin_offsetof(struct pkt, zero_end) -
-					     __builtin_offsetof(struct pkt, zero));
+	__builtin_memset(p->zero, 0,
+			 __builtin_offsetof(struct pkt, zero_end) -
+				 __builtin_offsetof(struct pkt, zero));
 	p->hook = hook;
 	p->len = ctx->len;
 	p->now = bpf_ktime_get_coarse_ns() >> 20;

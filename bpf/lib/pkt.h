@@ -71,10 +71,10 @@ enum hook {
 /* How a packet leaves its hook; the numbers are those of test_rec.helper. */
 enum fwd_how {
 	FWD_NONE = 0,
-	FWD_STACK = 1,	/* the host stack takes it */
-	FWD_PEER = 2,	/* bpf_redirect_peer */
-	FWD_DEV = 3,	/* bpf_redirect */
-	FWD_NEIGH = 4,	/* bpf_redirect_neigh */
+	FWD_STACK = 1,  /* the host stack takes it */
+	FWD_PEER = 2,   /* bpf_redirect_peer */
+	FWD_DEV = 3,    /* bpf_redirect */
+	FWD_NEIGH = 4,  /* bpf_redirect_neigh */
 	FWD_TUNNEL = 5, /* tunnel key set, bpf_redirect to the vxlan device */
 };
 
@@ -95,8 +95,8 @@ enum frag_pos {
 struct pkt {
 	struct tuple t; /* as it stands in the packet */
 	struct tuple x; /* what it is to become, if xlate */
-	u8 zero[0];	/* from here on cleared for each packet */
-	u8 hook;	/* enum hook */
+	u8 zero[0];     /* from here on cleared for each packet */
+	u8 hook;        /* enum hook */
 	u8 v6;
 	u8 proto;
 	u8 ttl;

@@ -40,7 +40,7 @@ struct {
 		it->done = GC_DELETED;                                                             \
 		if (READ_ONCE(v->c.seen) == it->seen && READ_ONCE(v->c.flags) == it->flags)        \
 			return;                                                                    \
-		copy.c.seen = bpf_ktime_get_ns() >> 20; /* no coarse clock here */                  \
+		copy.c.seen = bpf_ktime_get_ns() >> 20; /* no coarse clock here */                 \
 		if (!bpf_map_update_elem(&MAP, &key, &copy, BPF_NOEXIST))                          \
 			it->done = GC_CHANGED;                                                     \
 	}

@@ -124,7 +124,8 @@ static __inline int from_tunnel(struct __sk_buff *ctx)
 		return V_PASS;
 	if (v)
 		return v;
-	/* without TUNINFO_IPV6 the call fails for keys of IPv6 underlays, and the other way round */
+	/* without TUNINFO_IPV6 the call fails for keys of IPv6 underlays, and the other way round
+	 */
 	if (bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), 0) &&
 	    bpf_skb_get_tunnel_key(ctx, &key, sizeof(key), BPF_F_TUNINFO_IPV6)) {
 		if (!c_test)
