@@ -92,10 +92,6 @@ test: deps build ## What CI runs: vet, and all tests, those on network namespace
 	go vet ./...
 	go test -p 1 -timeout 15m ./...
 
-.PHONY: test-traffic
-test-traffic: deps ## Real traffic through two nodes in network namespaces, over VXLAN
-	LASH_TRAFFIC=1 go test -count=1 -run Traffic ./bpf/test
-
 .PHONY: test-cluster
 test-cluster: deps build ## The local cluster's own tests: create, delete, crash half way
 	LASH_E2E=1 go test -count=1 -timeout 24m ./connectivity/cluster/

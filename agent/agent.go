@@ -214,7 +214,8 @@ type paths struct {
 func (a *Agent) newPaths() error {
 	t, set := a.tables, a.kernel.maps
 	v := node.View{
-		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, VXLAN: a.kernel.devices.VXLAN, TunnelMTU: a.kernel.tunnelMTU,
+		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, VXLAN: a.kernel.devices.VXLAN, TunnelMTU: a.kernel.podMTU,
+		Tunnel: a.cfg.Tunnel, DirectRoutes: a.cfg.DirectRoutes,
 		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
 	}
 	for _, p := range []netip.Prefix{a.cfg.NativeRoutingCIDRv4, a.cfg.NativeRoutingCIDRv6} {
@@ -252,7 +253,8 @@ func (a *Agent) newPaths() error {
 	sockets := reconcile.Whole("hooks-socket", k.attach.Cgroup(a.cfg.CgroupRoot), a.socketHooks)
 	neighbours := reconcile.Keyed("neighbours", netlink.Neighbours{}, v.Neighbour, reconcile.FromTable(t.Endpoints, node.NeighbourKeys))
 	routes := reconcile.Keyed("routes", netlink.Routes{}, v.Route,
-		reconcile.FromTable(t.Endpoints, v.RouteOfEndpoint), reconcile.FromTable(t.Nodes, v.RouteOfNode))
+		reconcile.FromTable(t.Endpoints, v.RouteOfEndpoint), reconcile.FromTable(t.Nodes, v.RouteOfNode),
+		reconcile.FromTable(t.Devices, v.RouteOfDevice))
 	a.paths = &paths{
 		chain: reconcile.NewChain("paths", a.log,
 			switches, vtep, cidr, addr, dev, ep, egress, ingress, sockets, neighbours, routes),

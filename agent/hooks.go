@@ -40,7 +40,12 @@ func deviceHook(egress bool) func(state.Device) []attach.Hook {
 }
 
 func (a *Agent) tunnelHook(egress bool) func() []attach.Hook {
-	return func() []attach.Hook { return []attach.Hook{{Ifindex: a.kernel.devices.VXLAN, Egress: egress}} }
+	return func() []attach.Hook {
+		if !a.cfg.Tunnel {
+			return nil
+		}
+		return []attach.Hook{{Ifindex: a.kernel.devices.VXLAN, Egress: egress}}
+	}
 }
 
 func (a *Agent) deviceKeys() []uint32 {
@@ -60,7 +65,7 @@ func (a *Agent) hook(h attach.Hook) (string, bool) {
 		return in, true
 	}
 	index := strconv.Itoa(h.Ifindex)
-	if h.Ifindex == a.kernel.devices.VXLAN {
+	if a.cfg.Tunnel && h.Ifindex == a.kernel.devices.VXLAN {
 		return name("ov_from", "ov_to")
 	}
 	if len(a.tables.Devices.ByIndex("ifindex", index)) > 0 {
@@ -102,7 +107,7 @@ func (p podLinks) CreateLink(_ context.Context, hostName string) (cni.Link, erro
 	}
 	return cni.Link{
 		HostName: v.HostName, HostIndex: v.HostIndex, HostMAC: v.HostMAC, PeerName: v.PeerName, PodMAC: v.PodMAC,
-		MTU: v.MTU, RouteMTU: k.tunnelMTU,
+		MTU: v.MTU, RouteMTU: k.podMTU,
 	}, nil
 }
 

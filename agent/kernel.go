@@ -35,7 +35,7 @@ type kernel struct {
 	devices     netlink.Devices
 	underlay6   bool
 	underlayMTU int
-	tunnelMTU   int
+	podMTU      int // largest packet between pods of two nodes
 	maps        *maps.Set
 	programs    *loader.Programs
 	attach      *attach.Attacher
@@ -93,15 +93,18 @@ func (k *kernel) openDevices(self state.Node, pool *ipam.Pool) error {
 	if k.underlayMTU == 0 {
 		return fmt.Errorf("no device of this node has one of its addresses %v: set option mtu", self.InternalIPs)
 	}
-	if k.tunnelMTU, err = netlink.TunnelMTU(k.underlayMTU, k.underlay6); err != nil {
-		return fmt.Errorf("option mtu: %w", err)
+	k.podMTU = k.underlayMTU
+	if k.cfg.Tunnel {
+		if k.podMTU, err = netlink.TunnelMTU(k.underlayMTU, k.underlay6); err != nil {
+			return fmt.Errorf("option mtu: %w", err)
+		}
 	}
 	if err := errors.Join(k.sysctls.NoGlobalReversePath(), k.sysctls.Forwarding(k.cfg.IPv4, k.cfg.IPv6)); err != nil {
 		return err
 	}
 	k.devices, err = netlink.Ensure(netlink.Plan{
 		IPv4: k.cfg.IPv4, IPv6: k.cfg.IPv6, Router4: pool.Router4(), Router6: pool.Router6(),
-		UnderlayMTU: k.underlayMTU, TunnelPort: k.cfg.TunnelPort,
+		UnderlayMTU: k.underlayMTU, Tunnel: k.cfg.Tunnel, TunnelPort: k.cfg.TunnelPort,
 	}, k.sysctls)
 	return err
 }
@@ -126,7 +129,7 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 	c.Masquerade4 = k.cfg.IPv4 && k.cfg.MasqueradeIPv4
 	c.Masquerade6 = k.cfg.IPv6 && k.cfg.MasqueradeIPv6
 	c.VXLANIfindex, c.HostIfindex, c.NetIfindex = uint32(k.devices.VXLAN), uint32(k.devices.Host), uint32(k.devices.Net)
-	c.TunnelPort, c.TunnelMTU = k.cfg.TunnelPort, uint32(k.tunnelMTU)
+	c.Tunnel, c.TunnelPort, c.TunnelMTU = k.cfg.Tunnel, k.cfg.TunnelPort, uint32(k.podMTU)
 	c.HostCookie = cookie
 	if k.cfg.IPv4 && k.cfg.IPv6 {
 		c.World4, c.World6 = uint32(state.IdentityWorldIPv4), uint32(state.IdentityWorldIPv6)

@@ -75,7 +75,7 @@ func serveAll(ctx context.Context, addrs map[string]http.Handler) error {
 func (a *Agent) serveAPI(ctx context.Context) error {
 	readable := dump.New(a.kernel.maps.All())
 	srv := rest.New(rest.Sources{
-		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
+		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
 		Services: a.svc.list, Events: a.events, CNI: a.pods.Handler(), Log: a.log,
 	})
@@ -108,10 +108,22 @@ func (a *Agent) settings() rest.Settings {
 		MasqueradeIPv4:     c.IPv4 && c.MasqueradeIPv4, MasqueradeIPv6: c.IPv6 && c.MasqueradeIPv6,
 		AttachMode: a.kernel.features.AttachMode(), Options: c.Options(),
 	}
+	if !c.Tunnel {
+		s.RoutingMode, s.TunnelProtocol = "native", ""
+	}
 	if c.NativeRoutingCIDRv4.IsValid() {
 		s.NativeRoutingCIDR = c.NativeRoutingCIDRv4.String()
 	}
 	return s
+}
+
+// warnings are what a user should mend although the agent serves its node.
+func (a *Agent) warnings() []string {
+	if far := a.view.Unrouted(); len(far) > 0 {
+		return []string{fmt.Sprintf("no route to the pods of %s: auto-direct-node-routes reaches only nodes on a link of this one; "+
+			"route their pod CIDRs in the network, or use routing-mode tunnel", strings.Join(far, ", "))}
+	}
+	return nil
 }
 
 // kubernetes is the state of the watches.

@@ -24,8 +24,10 @@ type Config struct {
 	// it may translate crosses the host stack.
 	KubeProxyReplacement bool
 	SockLB               uint8
-	Masquerade4          bool
-	Masquerade6          bool
+	// Tunnel says that pods of other nodes are reached through the tunnel; else by the node's routes.
+	Tunnel      bool
+	Masquerade4 bool
+	Masquerade6 bool
 	// Interfaces of ours.
 	VXLANIfindex, HostIfindex, NetIfindex uint32
 	TunnelPort                            uint16 // UDP
@@ -49,7 +51,7 @@ type Config struct {
 // DefaultConfig returns the constants as the objects have them.
 func DefaultConfig() Config {
 	return Config{
-		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll,
+		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll, Tunnel: true,
 		Masquerade4: true, Masquerade6: true, TunnelPort: 8472, TunnelMTU: 1450,
 		SNATMin: 49152, SNATMax: 65535, World4: IdentityWorld, World6: IdentityWorld,
 	}
@@ -60,7 +62,7 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		"c_ipv4": flag(c.IPv4), "c_ipv6": flag(c.IPv6), "c_kpr": flag(c.KubeProxyReplacement),
 		"c_sock_lb": c.SockLB, "c_masq4": flag(c.Masquerade4), "c_masq6": flag(c.Masquerade6),
-		"c_test": flag(c.Test), "c_vxlan_ifindex": c.VXLANIfindex,
+		"c_test": flag(c.Test), "c_tunnel": flag(c.Tunnel), "c_vxlan_ifindex": c.VXLANIfindex,
 		"c_host_ifindex": c.HostIfindex, "c_net_ifindex": c.NetIfindex,
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,

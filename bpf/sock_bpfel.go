@@ -47,6 +47,7 @@ const (
 	SockVarC_snatMin         = "c_snat_min"
 	SockVarC_sockLb          = "c_sock_lb"
 	SockVarC_test            = "c_test"
+	SockVarC_tunnel          = "c_tunnel"
 	SockVarC_tunnelMtu       = "c_tunnel_mtu"
 	SockVarC_tunnelPort      = "c_tunnel_port"
 	SockVarC_vxlanIfindex    = "c_vxlan_ifindex"
@@ -139,6 +140,7 @@ type SockVariableSpecs struct {
 	C_snatMin      *ebpf.VariableSpec `ebpf:"c_snat_min"`
 	C_sockLb       *ebpf.VariableSpec `ebpf:"c_sock_lb"`
 	C_test         *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel       *ebpf.VariableSpec `ebpf:"c_tunnel"`
 	C_tunnelMtu    *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
 	C_tunnelPort   *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
 	C_vxlanIfindex *ebpf.VariableSpec `ebpf:"c_vxlan_ifindex"`
@@ -205,6 +207,7 @@ type SockVariables struct {
 	C_snatMin      *ebpf.Variable `ebpf:"c_snat_min"`
 	C_sockLb       *ebpf.Variable `ebpf:"c_sock_lb"`
 	C_test         *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel       *ebpf.Variable `ebpf:"c_tunnel"`
 	C_tunnelMtu    *ebpf.Variable `ebpf:"c_tunnel_mtu"`
 	C_tunnelPort   *ebpf.Variable `ebpf:"c_tunnel_port"`
 	C_vxlanIfindex *ebpf.Variable `ebpf:"c_vxlan_ifindex"`

@@ -61,6 +61,7 @@ const (
 	TcVarC_snatMin      = "c_snat_min"
 	TcVarC_sockLb       = "c_sock_lb"
 	TcVarC_test         = "c_test"
+	TcVarC_tunnel       = "c_tunnel"
 	TcVarC_tunnelMtu    = "c_tunnel_mtu"
 	TcVarC_tunnelPort   = "c_tunnel_port"
 	TcVarC_vxlanIfindex = "c_vxlan_ifindex"
@@ -167,6 +168,7 @@ type TcVariableSpecs struct {
 	C_snatMin      *ebpf.VariableSpec `ebpf:"c_snat_min"`
 	C_sockLb       *ebpf.VariableSpec `ebpf:"c_sock_lb"`
 	C_test         *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel       *ebpf.VariableSpec `ebpf:"c_tunnel"`
 	C_tunnelMtu    *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
 	C_tunnelPort   *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
 	C_vxlanIfindex *ebpf.VariableSpec `ebpf:"c_vxlan_ifindex"`
@@ -265,6 +267,7 @@ type TcVariables struct {
 	C_snatMin      *ebpf.Variable `ebpf:"c_snat_min"`
 	C_sockLb       *ebpf.Variable `ebpf:"c_sock_lb"`
 	C_test         *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel       *ebpf.Variable `ebpf:"c_tunnel"`
 	C_tunnelMtu    *ebpf.Variable `ebpf:"c_tunnel_mtu"`
 	C_tunnelPort   *ebpf.Variable `ebpf:"c_tunnel_port"`
 	C_vxlanIfindex *ebpf.Variable `ebpf:"c_vxlan_ifindex"`

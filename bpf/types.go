@@ -124,6 +124,7 @@ const (
 	CtPickedUp  uint16 = uint16(typesCtFlagCT_PICKED_UP)
 	CtService   uint16 = uint16(typesCtFlagCT_SERVICE)
 	CtMasq      uint16 = uint16(typesCtFlagCT_MASQ)
+	CtSettled   uint16 = uint16(typesCtFlagCT_SETTLED)
 )
 
 // Scopes of FrontKey.

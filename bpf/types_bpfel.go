@@ -176,6 +176,7 @@ const (
 	typesCtFlagCT_PICKED_UP typesCtFlag = 32
 	typesCtFlagCT_SERVICE   typesCtFlag = 64
 	typesCtFlagCT_MASQ      typesCtFlag = 128
+	typesCtFlagCT_SETTLED   typesCtFlag = 256
 )
 
 type typesCtKind uint32

@@ -3,6 +3,7 @@
 package install
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -13,7 +14,7 @@ import (
 
 // derive makes the values: what the facts suggest, under what the user gave.
 func derive(f *Facts, o Options, level string, say func(string, ...any)) (map[string]any, error) {
-	d := derivation{f: f, out: map[string]any{}, user: o.Values, say: say}
+	d := derivation{f: f, out: map[string]any{}, user: o.Values, mode: o.DatapathMode, say: say}
 	d.set("compatibility.level", level)
 	d.set("cluster.name", f.ClusterName)
 	if d.get("operator.replicas") == nil {
@@ -36,6 +37,7 @@ type derivation struct {
 	f    *Facts
 	out  map[string]any
 	user map[string]any
+	mode string // datapath mode that the user asked for, or ""
 	say  func(string, ...any)
 }
 
@@ -58,8 +60,18 @@ func (d *derivation) set(path string, v any) {
 }
 
 func (d *derivation) datapath() {
-	d.set("routingMode", "tunnel")
-	d.set("tunnelProtocol", "vxlan")
+	mode, _ := d.get("routingMode").(string)
+	if mode == "" {
+		mode = cmp.Or(d.mode, "tunnel")
+	}
+	d.set("routingMode", mode)
+	if mode == "tunnel" {
+		d.set("tunnelProtocol", "vxlan")
+		return
+	}
+	if direct, _ := d.get("autoDirectNodeRoutes").(bool); !direct {
+		d.say("ℹ️  Native routing: the network has to route every node's pod CIDR to it; --set autoDirectNodeRoutes=true does so for nodes on one link")
+	}
 }
 
 // services makes Services ours where there is no kube-proxy.
@@ -228,11 +240,14 @@ func (d *derivation) nodesWithout() {
 // checkValues judges what the user gave before the cluster is asked anything.
 func checkValues(o Options) error {
 	switch o.DatapathMode {
-	case "", "tunnel":
-	case "native", "aws-eni", "gke", "azure", "aks-byocni":
-		return fmt.Errorf("datapath mode %s is not supported yet: use tunnel", o.DatapathMode)
+	case "", "tunnel", "native":
+	case "aws-eni", "gke", "azure", "aks-byocni":
+		return fmt.Errorf("datapath mode %s is not supported yet: use tunnel or native", o.DatapathMode)
 	default:
-		return fmt.Errorf("unknown datapath mode %q: use tunnel", o.DatapathMode)
+		return fmt.Errorf("unknown datapath mode %q: use tunnel or native", o.DatapathMode)
+	}
+	if mode, _ := lookup(o.Values, "routingMode").(string); mode != "" && o.DatapathMode != "" && mode != o.DatapathMode {
+		return fmt.Errorf("--datapath-mode %s and the value routingMode=%s contradict each other: give one of them", o.DatapathMode, mode)
 	}
 	notices, err := values.Check(o.Values)
 	if err != nil {

@@ -43,7 +43,7 @@ type Options struct {
 	Version             string         // our version, or a Cilium version that is reported as compatibility level
 	ChartDir            string         // chart to use instead of the embedded one
 	Values              map[string]any // from -f and --set
-	DatapathMode        string         // "", tunnel, or one that is refused
+	DatapathMode        string         // "", tunnel, native, or one that is refused
 	NodesWithoutNetwork bool           // leave out nodes labelled cilium.io/no-schedule=true
 	HistoryMax          int            // revisions that Helm keeps
 

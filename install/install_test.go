@@ -405,7 +405,8 @@ func TestRefusedOptions(t *testing.T) {
 		opts         Options
 		values, want string
 	}{
-		{Options{DatapathMode: "native"}, "", "datapath mode native is not supported yet: use tunnel"},
+		{Options{DatapathMode: "azure"}, "", "datapath mode azure is not supported yet: use tunnel or native"},
+		{Options{DatapathMode: "native"}, "{routingMode: tunnel}", "contradict each other"},
 		{Options{DatapathMode: "x"}, "", `unknown datapath mode "x"`},
 		{Options{Version: "2.0"}, "", "there is no version 2.0"},
 		{Options{}, "{kubeProxyReplacment: true}", "did you mean kubeProxyReplacement?"},

@@ -34,6 +34,10 @@ type Config struct {
 	PoolMaskV4  int
 	PoolMaskV6  int
 
+	// Tunnel: other nodes' pods are reached through the tunnel; else by the node's routes, which
+	// DirectRoutes installs to nodes on the same link.
+	Tunnel         bool
+	DirectRoutes   bool
 	TunnelProtocol string
 	TunnelPort     uint16
 	Devices        []string // empty: detect

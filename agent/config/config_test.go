@@ -54,7 +54,7 @@ func TestPrecedence(t *testing.T) {
 // TestErrorsNameTheKey gives each option a value that it cannot have.
 func TestErrorsNameTheKey(t *testing.T) {
 	for key, value := range map[string]string{
-		"enable-ipv4": "perhaps", "cluster-id": "256", "ipam": "eni", "routing-mode": "native",
+		"enable-ipv4": "perhaps", "cluster-id": "256", "ipam": "eni", "routing-mode": "direct",
 		"tunnel-protocol": "geneve", "mtu": "-1", "kube-proxy-replacement": "probe",
 		"cluster-pool-ipv4-cidr": "fd00::/8", "ipv4-native-routing-cidr": "x",
 		"monitor-aggregation": "some", "monitor-aggregation-interval": "fast", "log-opt": `{"format":"xml"}`,

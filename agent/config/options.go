@@ -58,7 +58,8 @@ func clusterOptions() []option {
 
 func datapathOptions() []option {
 	return []option{
-		{key: "routing-mode", def: "tunnel", help: "how packets get to other nodes: tunnel", set: setRouting},
+		{key: "routing-mode", def: "tunnel", help: "how packets get to other nodes: tunnel or native", set: setRouting},
+		toggle("auto-direct-node-routes", "false", "with native routing: routes to the pods of nodes on the same link", func(c *Config) *bool { return &c.DirectRoutes }),
 		one("tunnel-protocol", "vxlan", "encapsulation", []string{"vxlan"}, func(c *Config) *string { return &c.TunnelProtocol }),
 		number("tunnel-port", "8472", "UDP port of the tunnel", 1, 65535, func(c *Config, n int) { c.TunnelPort = uint16(n) }),
 		list("devices", "", "devices that lead out of the node; empty: detect", func(c *Config) *[]string { return &c.Devices }),
@@ -249,14 +250,12 @@ func setIPAM(c *Config, v string) error {
 	return nil
 }
 
-func setRouting(_ *Config, v string) error {
-	switch v {
-	case "tunnel":
-		return nil
-	case "native":
-		return errors.New("native routing is not available; use tunnel")
+func setRouting(c *Config, v string) error {
+	if v != "tunnel" && v != "native" {
+		return fmt.Errorf("%q is not supported; it must be tunnel or native", v)
 	}
-	return fmt.Errorf("%q is not supported; it must be tunnel", v)
+	c.Tunnel = v == "tunnel"
+	return nil
 }
 
 func setKPR(c *Config, v string) error {

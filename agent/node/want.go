@@ -21,6 +21,9 @@ type View struct {
 	Vip func(netip.Addr) bool
 	// Underlay6 says that nodes reach each other by IPv6.
 	Underlay6 bool
+	// Tunnel says that pods of other nodes are reached through the tunnel; else DirectRoutes gives
+	// routes to the pods of nodes on the same link.
+	Tunnel, DirectRoutes bool
 	// VXLAN is the interface index of the tunnel device, TunnelMTU the largest packet that fits it.
 	VXLAN     int
 	TunnelMTU int
@@ -311,6 +314,18 @@ func (View) RouteOfNode(n state.Node) []netip.Prefix {
 	return out
 }
 
+// RouteOfDevice are the prefixes of the routes that a device may lead to: those of all nodes.
+func (v View) RouteOfDevice(state.Device) []netip.Prefix {
+	if v.Tunnel {
+		return nil
+	}
+	var out []netip.Prefix
+	for _, n := range v.Tables.Nodes.All() {
+		out = append(out, v.RouteOfNode(n)...)
+	}
+	return out
+}
+
 // Route is how the host stack reaches a pod of this node or the pods of another one. What is left
 // of this node's own range is unreachable.
 func (v View) Route(p netip.Prefix) (state.Route, bool) {
@@ -329,7 +344,49 @@ func (v View) Route(p netip.Prefix) (state.Route, bool) {
 	case nodes[0].Local:
 		return state.Route{}, true
 	}
-	return state.Route{Index: v.VXLAN, Src: src, MTU: v.TunnelMTU}, true
+	if v.Tunnel {
+		return state.Route{Index: v.VXLAN, Src: src, MTU: v.TunnelMTU}, true
+	}
+	return v.direct(nodes[0], p.Addr().Is6())
+}
+
+// direct is the route to the pods of a node that is on a link of this one. Others are reached by
+// whatever routes the network gives the node.
+func (v View) direct(n state.Node, v6 bool) (state.Route, bool) {
+	via := n.Addr(v6)
+	if !v.DirectRoutes || !via.IsValid() {
+		return state.Route{}, false
+	}
+	var on state.Device
+	for _, d := range v.Tables.Devices.All() {
+		if slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return !p.IsSingleIP() && p.Masked().Contains(via) }) {
+			if on.Index == 0 || d.Index < on.Index {
+				on = d
+			}
+		}
+	}
+	if on.Index == 0 {
+		return state.Route{}, false
+	}
+	return state.Route{Index: on.Index, Via: via}, true
+}
+
+// Unrouted are the nodes whose pods this node has no route to, although it should: they are not on
+// one link with it.
+func (v View) Unrouted() []string {
+	var out []string
+	if v.Tunnel || !v.DirectRoutes {
+		return nil
+	}
+	for name, n := range v.Tables.Nodes.All() {
+		for _, p := range n.PodCIDRs {
+			if _, ok := v.direct(n, p.Addr().Is6()); !ok && !n.Local && !slices.Contains(out, name) {
+				out = append(out, name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 func (v View) router(v6 bool) netip.Addr {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,7 +52,7 @@ func world(t *testing.T) (View, *Tunnels) {
 	tunnels := NewTunnels(tables, false, map[uint32]bpf.Vtep{5: {Ip: bpf.IP(ip("172.31.1.12"))}}, slog.New(slog.DiscardHandler))
 	tunnels.update(true, true)
 	v := View{
-		Tables: tables, VXLAN: 4, TunnelMTU: 1450, Routers: []netip.Addr{ip("10.244.0.1")}, Masquerade4: true,
+		Tables: tables, Tunnel: true, VXLAN: 4, TunnelMTU: 1450, Routers: []netip.Addr{ip("10.244.0.1")}, Masquerade4: true,
 		NoMasquerade: []netip.Prefix{prefix("10.0.0.0/8")},
 		Vip:          func(a netip.Addr) bool { return a == ip("10.96.0.1") || a == ip("172.31.1.11") },
 	}
@@ -111,6 +112,36 @@ func TestCIDRsAndRoutes(t *testing.T) {
 		if got, ok := v.Route(prefix(c.prefix)); got != c.route || ok != c.routed {
 			t.Errorf("route %s: %+v %v instead of %+v", c.prefix, got, ok, c.route)
 		}
+	}
+}
+
+// TestNativeRoutes wants routes over the link to the nodes that are on one, and the others named.
+func TestNativeRoutes(t *testing.T) {
+	v, _ := world(t)
+	v.Tunnel, v.DirectRoutes, v.VXLAN = false, true, 0
+	tx := v.Tables.DB.WriteTxn()
+	v.Tables.Nodes.Insert(tx, state.Node{
+		Name: "far", InternalIPs: []netip.Addr{ip("198.51.100.9")}, PodCIDRs: []netip.Prefix{prefix("10.244.9.0/24")},
+	})
+	tx.Commit()
+	for p, want := range map[string]state.Route{
+		"10.244.1.0/24": {Index: 2, Via: ip("172.31.1.12")},
+		"fd00:1::/64":   {Index: 2, Via: ip("fd31::12")},
+		"10.244.9.0/24": {},
+	} {
+		if got, ok := v.Route(prefix(p)); got != want || ok != (want != state.Route{}) {
+			t.Errorf("route %s: %+v %v instead of %+v", p, got, ok, want)
+		}
+	}
+	if got := v.Unrouted(); !slices.Equal(got, []string{"far"}) {
+		t.Errorf("unrouted: %v", got)
+	}
+	v.DirectRoutes = false
+	if got, ok := v.Route(prefix("10.244.1.0/24")); ok {
+		t.Errorf("without direct routes: %+v", got)
+	}
+	if got := v.Unrouted(); got != nil {
+		t.Errorf("without direct routes nobody is missed: %v", got)
 	}
 }
 

@@ -72,6 +72,7 @@ type Sources struct {
 	Settings    Settings
 	Tables      *state.Tables
 	Ready       func() error // nil error: the agent serves its node
+	Warnings    func() []string
 	Kubernetes  func() api.K8sStatus
 	IPAM        func() api.IPAMStatus
 	CNIFile     func() api.Status

@@ -85,6 +85,11 @@ func (s *Server) ownState() *api.Status {
 			return &api.Status{State: api.StateFailure, Msg: msg + ": " + err.Error()}
 		}
 	}
+	if s.src.Warnings != nil {
+		if w := s.src.Warnings(); len(w) > 0 {
+			return &api.Status{State: api.StateWarning, Msg: msg + ": " + strings.Join(w, "; ")}
+		}
+	}
 	return &api.Status{State: api.StateOk, Msg: msg}
 }
 

@@ -237,6 +237,7 @@ type Tunnel struct {
 // packets to pods that do not exist from leaving by the default route.
 type Route struct {
 	Index int        // interface
+	Via   netip.Addr // next hop; invalid: the destination is on the link
 	Src   netip.Addr // preferred source of the node's own packets
 	MTU   int        // bytes, 0: that of the interface
 }

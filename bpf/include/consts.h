@@ -19,6 +19,7 @@ CONST(u8, c_ipv4) = 1;              /* pods have IPv4 addresses */
 CONST(u8, c_ipv6) = 1;              /* pods have IPv6 addresses */
 CONST(u8, c_kpr) = 1;               /* Services are ours; 0: left to kube-proxy */
 CONST(u8, c_sock_lb) = SOCK_LB_ALL; /* enum sock_lb */
+CONST(u8, c_tunnel) = 1;            /* other nodes' pods are behind the tunnel; 0: behind routes */
 CONST(u8, c_masq4) = 1;             /* masquerade pods that leave the cluster */
 CONST(u8, c_masq6) = 1;
 CONST(u8, c_test) = 0;            /* record redirects in test_rec */

@@ -116,7 +116,7 @@ enum dev_flag {
 
 /*
  * Conntrack. The key is canonical: the smaller (address, port) pair, compared as the program reads
- * the bytes, is side a. ICMP echo has its id as both ports.
+ * the bytes, is side a. ICMP echo has its id as the port of the side that asks.
  */
 struct ct4_key {
 	__be32 a;
@@ -153,6 +153,7 @@ enum ct_flag {
 	CT_PICKED_UP = 1 << 5, /* began in the middle */
 	CT_SERVICE = 1 << 6,   /* destination was chosen by a Service */
 	CT_MASQ = 1 << 7,      /* source was masqueraded */
+	CT_SETTLED = 1 << 8,   /* nd_to has decided */
 };
 
 /* The part that both families share: everything but the translation. */

@@ -76,8 +76,9 @@ static __inline int wants_masq(const struct pkt *p)
 		return 0;
 	if (p->v6 && ip6_is_link_local(&p->t.daddr))
 		return 0;
+	/* with native routing other nodes know the way back to a pod */
 	return p->dst_kind == ADDR_NONE || p->dst_kind == ADDR_CIDR ||
-	       p->dst_kind == ADDR_REMOTE_NODE;
+	       (c_tunnel && p->dst_kind == ADDR_REMOTE_NODE);
 }
 
 /* Takes the masquerade address of a device. V_PASS: it has none. */
@@ -174,7 +175,7 @@ __noinline int new_from_pod(struct __sk_buff *ctx)
 	if (wants_masq(p)) {
 		masq_addr(p, masq_device(ctx, p));
 		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && (p->ct_flags & CT_MASQ) &&
-		    !icmp_is_echo(p))
+		    !icmp_is_request(p))
 			return DROP(p, FILE_FLOW, DROP_SNAT_UNSUPPORTED);
 	}
 	return enter(p);
@@ -196,14 +197,16 @@ __noinline int new_to_here(struct __sk_buff *ctx)
 		p->ct_flags |= CT_TUNNEL;
 		break;
 	case HOOK_ND_TO:
-		if (p->dst_kind == ADDR_LOCAL_EP || p->dst_pod)
+		p->ct_flags |= CT_VIA_STACK | CT_SETTLED;
+		if (p->dst_kind == ADDR_LOCAL_EP)
 			return V_NEXT;
-		p->ct_flags |= CT_VIA_STACK;
+		if (p->dst_pod)
+			return c_tunnel ? V_NEXT : enter(p);
 		if (wants_masq(p) && !closes_only(p))
 			masq_addr(p, READ_ONCE(ctx->ifindex));
 		if (!p->xlate)
 			return V_NEXT;
-		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && !icmp_is_echo(p))
+		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && !icmp_is_request(p))
 			return DROP(p, FILE_FLOW, DROP_SNAT_UNSUPPORTED);
 		break;
 	case HOOK_OV_TO:
@@ -277,9 +280,12 @@ __noinline int forward(struct __sk_buff *ctx)
 			return stack ? to_stack(p) : DROP(p, FILE_FLOW, DROP_STALE_IP);
 		if (p->hook != HOOK_POD_FROM)
 			return to_stack(p);
-		return stack ? to_stack(p) : to_tunnel(ctx, p);
+		if (stack)
+			return to_stack(p);
+		return c_tunnel ? to_tunnel(ctx, p) : to_network(ctx, p);
 	case ADDR_REMOTE_NODE:
-		if (p->hook == HOOK_POD_FROM && p->reply && (p->ct_flags & CT_TUNNEL))
+		if (c_tunnel && p->hook == HOOK_POD_FROM && p->reply &&
+		    (p->ct_flags & CT_TUNNEL))
 			return to_tunnel(ctx, p);
 		break;
 	default:
@@ -316,7 +322,8 @@ __noinline int flow(struct __sk_buff *ctx)
 	}
 	hit = ct_lookup() == CT_HIT;
 	/* known before the device that masquerades it was: nd_to replaces the entry */
-	if (hit && p->hook == HOOK_ND_TO && !p->xlate && !p->reply && p->ct_kind == CT_PLAIN)
+	if (hit && p->hook == HOOK_ND_TO && !p->xlate && !p->reply && p->ct_kind == CT_PLAIN &&
+	    !(p->ct_flags & CT_SETTLED))
 		hit = 0;
 	if (!hit) {
 		u8 state = p->state == REASON_REOPENED ? REASON_REOPENED : REASON_NEW;

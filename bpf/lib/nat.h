@@ -69,6 +69,12 @@ static __inline int put_port(struct __sk_buff *ctx, struct pkt *p, u32 off, __be
 	return V_NEXT;
 }
 
+/* The id of an echo: one of its ports is 0. */
+static __inline __be16 echo_id(const struct tuple *t)
+{
+	return t->sport | t->dport;
+}
+
 /* Makes the packet's tuple t become x. */
 __noinline int nat_rewrite(struct __sk_buff *ctx)
 {
@@ -99,11 +105,9 @@ __noinline int nat_rewrite(struct __sk_buff *ctx)
 			break;
 		case PROTO_ICMP:
 		case PROTO_ICMP6:
-			if (p->t.sport != p->x.sport) {
-				v = put_port(ctx, p, 4, p->t.sport, p->x.sport);
-				if (v)
-					return v;
-			}
+			v = put_port(ctx, p, 4, echo_id(&p->t), echo_id(&p->x));
+			if (v)
+				return v;
 			break;
 		}
 	}
@@ -156,7 +160,7 @@ __noinline int nat_quote(struct __sk_buff *ctx)
 		    put_quoted2(ctx, csum, old_l4 + 2, t.sport, x.sport))
 			return DROP(p, FILE_NAT, DROP_WRITE_ERROR);
 	} else if (proto == PROTO_ICMP || proto == PROTO_ICMP6) {
-		if (put_quoted2(ctx, csum, old_l4 + 4, t.sport, x.sport))
+		if (put_quoted2(ctx, csum, old_l4 + 4, echo_id(&t), echo_id(&x)))
 			return DROP(p, FILE_NAT, DROP_WRITE_ERROR);
 	}
 	/* addresses: quoted source = t.daddr, quoted destination = t.saddr */
@@ -245,8 +249,6 @@ static long snat_try(u32 i, void *arg)
 		return 1;
 	if (s->pick || i) {
 		p->x.sport = bpf_htons(snat_candidate(p, i, s->first));
-		if (p->proto == PROTO_ICMP || p->proto == PROTO_ICMP6)
-			p->x.dport = p->x.sport;
 	}
 	s->err = ct_add_rev();
 	return s->err != -EEXIST;

@@ -49,6 +49,25 @@ static __inline int icmp_is_echo(const struct pkt *p)
 	return p->icmp_type == ICMP4_ECHO || p->icmp_type == ICMP4_ECHO_REPLY;
 }
 
+static __inline int icmp_is_request(const struct pkt *p)
+{
+	return p->icmp_type == (p->v6 ? ICMP6_ECHO : ICMP4_ECHO);
+}
+
+/*
+ * The id of an echo is the port of the side that asks, and the other side has port 0: both sides
+ * may ask each other at the same time with the same id.
+ */
+static __inline void echo_ports(struct pkt *p, u8 type, __be16 id)
+{
+	p->t.sport = 0;
+	p->t.dport = 0;
+	if (type == (p->v6 ? ICMP6_ECHO : ICMP4_ECHO))
+		p->t.sport = id;
+	else if (type == (p->v6 ? ICMP6_ECHO_REPLY : ICMP4_ECHO_REPLY))
+		p->t.dport = id;
+}
+
 /* Ports, TCP flags, ICMP type and id. */
 static __inline int parse_l4(struct __sk_buff *ctx, struct pkt *p)
 {
@@ -76,10 +95,7 @@ static __inline int parse_l4(struct __sk_buff *ctx, struct pkt *p)
 			p->icmp_err = 1;
 			p->inner = off + 8;
 		}
-		if (icmp_is_echo(p)) {
-			p->t.sport = *(__be16 *)(b + 4);
-			p->t.dport = p->t.sport;
-		}
+		echo_ports(p, b[0], *(__be16 *)(b + 4));
 		return V_NEXT;
 	default:
 		return V_NEXT;
@@ -257,8 +273,12 @@ __noinline int parse_quote(struct __sk_buff *ctx)
 	if (bpf_skb_load_bytes(ctx, l4, b, sizeof(b)))
 		return DROP(p, FILE_PARSE, DROP_TRUNCATED);
 	if (proto == PROTO_ICMP || proto == PROTO_ICMP6) {
-		p->t.sport = *(__be16 *)(b + 4);
-		p->t.dport = p->t.sport;
+		u16 id;
+
+		echo_ports(p, b[0], *(__be16 *)(b + 4));
+		id = p->t.sport;
+		p->t.sport = p->t.dport;
+		p->t.dport = id;
 	} else {
 		p->t.sport = *(__be16 *)(b + 2);
 		p->t.dport = *(__be16 *)b;

@@ -185,8 +185,9 @@ type fabric struct {
 
 // options of a fabric.
 type options struct {
-	nodes int
-	conf  func(*bpf.Config)
+	nodes  int
+	native bool // nodes route each other's pods, there is no tunnel
+	conf   func(*bpf.Config)
 }
 
 // newFabric builds nodes with two pods each and attaches the programs.
@@ -208,6 +209,7 @@ func newFabric(t *testing.T, o options) *fabric {
 	}
 	for _, n := range f.nodes {
 		conf := bpf.DefaultConfig()
+		conf.Tunnel = !o.native
 		if o.conf != nil {
 			o.conf(&conf)
 		}
@@ -217,13 +219,18 @@ func newFabric(t *testing.T, o options) *fabric {
 		}
 	}
 	for _, n := range f.nodes {
-		n.know(f.nodes)
+		n.know(f.nodes, o.native)
+		// The host outside reaches pods by their own addresses.
+		f.external.ip("route add %s via %s", n.cidr4(), n.ip4())
+		f.external.ip("route add %s via %s", n.cidr6(), n.ip6())
 	}
 	return f
 }
 
 // plug connects a namespace to the switch as eth0.
 func (f *fabric) plug(n *namespace, port, ip4, ip6 string) {
+	// While an address is being checked for duplicates the kernel does not look for IPv6 neighbours.
+	n.sysctl("ipv6/conf/default/accept_dad", "0")
 	f.bridge.ip("link add %s mtu %d type veth peer name eth0 mtu %d netns %s", port, fabricMTU, fabricMTU, n.path())
 	f.bridge.ip("link set %s master br0 up", port)
 	n.ip("link set lo up")
@@ -344,7 +351,7 @@ func (n *node) addPod(i int) {
 }
 
 // know fills what a node is told about itself and its peers.
-func (n *node) know(all []*node) {
+func (n *node) know(all []*node, native bool) {
 	for _, a := range []netip.Addr{n.ip4(), n.ip6()} {
 		n.put("addr", bpf.AddrKey{Ip: bpf.IP(a)}, bpf.Addr{Kind: bpf.AddrLocalNode, Identity: bpf.IdentityHost})
 	}
@@ -382,6 +389,11 @@ func (n *node) know(all []*node) {
 		}
 		for _, c := range []netip.Prefix{peer.cidr4(), peer.cidr6()} {
 			n.put("cidr", bpf.CIDR(c), bpf.Cidr{Kind: bpf.CIDRPod, Vtep: vtep})
+		}
+		if native {
+			n.ip("route add %s via %s", peer.cidr4(), peer.ip4())
+			n.ip("route add %s via %s", peer.cidr6(), peer.ip6())
+			continue
 		}
 		n.ip("route add %s dev cilium_vxlan src %s mtu %d", peer.cidr4(), n.router4(), podMTU)
 		n.ip("route add %s dev cilium_vxlan src %s mtu %d", peer.cidr6(), n.router6(), podMTU)

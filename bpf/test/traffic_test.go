@@ -209,18 +209,23 @@ func external(v6 bool) netip.Addr {
 }
 
 // pairs lists who talks to whom, and whom the receiver must see.
-func (f *fabric) pairs() []pair {
+func (f *fabric) pairs(native bool) []pair {
 	a, b := f.nodes[0], f.nodes[1]
 	p, q, r, s := a.pods[0], a.pods[1], b.pods[0], b.pods[1]
+	other := a.addr // behind the tunnel pods are hidden from other nodes
+	if native {
+		other = p.addr
+	}
 	return []pair{
 		{"pod to pod same node", p.namespace, q.namespace, q.addr, p.addr},
 		{"pod to pod other node", p.namespace, r.namespace, r.addr, p.addr},
 		{"pod to pod unheard of", q.namespace, s.namespace, s.addr, q.addr},
 		{"pod to own host", p.namespace, a.namespace, a.addr, p.addr},
-		{"pod to other host", p.namespace, b.namespace, b.addr, a.addr},
+		{"pod to other host", p.namespace, b.namespace, b.addr, other},
 		{"host to own pod", a.namespace, p.namespace, p.addr, nil},
 		{"host to other pod", a.namespace, r.namespace, r.addr, nil},
 		{"pod to external", p.namespace, f.external, external, a.addr},
+		{"external to pod", f.external, p.namespace, p.addr, external},
 	}
 }
 
@@ -279,17 +284,14 @@ func (f *fabric) check(t *testing.T, p pair, v6 bool) {
 	}
 }
 
-// TestTraffic sends real traffic between pods, hosts and the outside, over VXLAN.
+// TestTraffic sends real traffic between pods, hosts and the outside, over VXLAN and routed.
 func TestTraffic(t *testing.T) {
-	if os.Getenv("LASH_TRAFFIC") == "" {
-		t.Skip("set LASH_TRAFFIC=1 (make test-traffic): a new IPv6 connection to the other host once timed out on a busy machine")
-	}
-	for _, kpr := range []bool{true, false} {
-		t.Run(fmt.Sprintf("kpr=%v", kpr), func(t *testing.T) {
-			f := newFabric(t, options{nodes: 2, conf: func(c *bpf.Config) { c.KubeProxyReplacement = kpr }})
+	for _, mode := range []struct{ native, kpr bool }{{false, true}, {false, false}, {true, true}, {true, false}} {
+		t.Run(fmt.Sprintf("native=%v kpr=%v", mode.native, mode.kpr), func(t *testing.T) {
+			f := newFabric(t, options{nodes: 2, native: mode.native, conf: func(c *bpf.Config) { c.KubeProxyReplacement = mode.kpr }})
 			f.serveAll()
 			for _, v6 := range []bool{false, true} {
-				for _, p := range f.pairs() {
+				for _, p := range f.pairs(mode.native) {
 					t.Run(family(v6)+" "+p.name, func(t *testing.T) { f.check(t, p, v6) })
 				}
 			}

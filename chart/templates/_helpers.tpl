@@ -74,14 +74,19 @@ seccompProfile:
 {{- end -}}
 {{- end -}}
 {{- $_ := set $c "routing-mode" ($v.routingMode | default "tunnel") -}}
+{{- if eq $v.routingMode "native" -}}
+{{- $_ := set $c "auto-direct-node-routes" $v.autoDirectNodeRoutes -}}
+{{- else -}}
 {{- $_ := set $c "tunnel-protocol" ($v.tunnelProtocol | default "vxlan") -}}
 {{- $_ := set $c "tunnel-port" ($v.tunnelPort | default 8472) -}}
+{{- end -}}
 {{- $_ := set $c "kube-proxy-replacement" $kpr -}}
 {{- $_ := set $c "bpf-lb-sock" (or $v.socketLB.enabled (eq $kpr "true")) -}}
 {{- $_ := set $c "bpf-lb-sock-hostns-only" $v.socketLB.hostNamespaceOnly -}}
 {{- $_ := set $c "enable-ipv4-masquerade" $v.enableIPv4Masquerade -}}
 {{- $_ := set $c "enable-ipv6-masquerade" $v.enableIPv6Masquerade -}}
 {{- with $v.ipv4NativeRoutingCIDR -}}{{- $_ := set $c "ipv4-native-routing-cidr" . -}}{{- end -}}
+{{- with $v.ipv6NativeRoutingCIDR -}}{{- $_ := set $c "ipv6-native-routing-cidr" . -}}{{- end -}}
 {{- with (include "lash.words" $v.devices) -}}{{- $_ := set $c "devices" . -}}{{- end -}}
 {{- $_ := set $c "mtu" $v.MTU -}}
 {{- $_ := set $c "cgroup-root" $v.cgroup.hostRoot -}}

@@ -36,7 +36,7 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 		{"MTU: 1.5", ErrType, "value MTU: must be a whole number, not the number 1.5"},
 		{"tolerations: x", ErrType, `value tolerations: must be a list, not the text "x"`},
 		{"debug: true", ErrType, "value debug: must be a map of keys such as debug."},
-		{"routingMode: native", ErrUnsupported, `value routingMode: "native" is not supported yet: use tunnel`},
+		{"tunnelProtocol: geneve", ErrUnsupported, `value tunnelProtocol: "geneve" is not supported yet: use vxlan`},
 		{"kubeProxyReplacement: strict", ErrUnsupported, `"strict" is not supported yet: use true or false`},
 		{"policyEnforcementMode: always", ErrUnsupported, `use default or never`},
 		{"hubble: {relay: {enabled: true}}", ErrUnsupported, "value hubble.relay.enabled is not supported yet: use `kubectl"},
@@ -53,7 +53,7 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestCheckReportsEveryProblem(t *testing.T) {
-	_, err := Check(parse(t, "{debgu: {}, MTU: x, routingMode: native}"))
+	_, err := Check(parse(t, "{debgu: {}, MTU: x, tunnelProtocol: geneve}"))
 	for _, kind := range []error{ErrUnknown, ErrType, ErrUnsupported} {
 		if !errors.Is(err, kind) {
 			t.Errorf("%v is missing in %v", kind, err)

@@ -30,6 +30,7 @@ var ctFlags = []struct {
 	{bpf.CtPickedUp, "PickedUp"},
 	{bpf.CtService, "Service"},
 	{bpf.CtMasq, "Masquerade"},
+	{bpf.CtSettled, "Settled"},
 }
 
 // tick is now in the unit of struct ct.

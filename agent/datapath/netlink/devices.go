@@ -18,16 +18,17 @@ import (
 type Plan struct {
 	IPv4, IPv6       bool
 	Router4, Router6 netip.Addr // addresses of cilium_host
-	UnderlayMTU      int        // of the device that carries the tunnel
+	UnderlayMTU      int        // of the device that leads to the other nodes
+	Tunnel           bool       // whether there is a tunnel
 	TunnelPort       uint16     // UDP
 }
 
-// Devices are the interface indexes of what Ensure made.
+// Devices are the interface indexes of what Ensure made; VXLAN is 0 without a tunnel.
 type Devices struct {
 	Host, Net, VXLAN int
 }
 
-// Ensure makes cilium_host with cilium_net and cilium_vxlan as the plan says. What is right already
+// Ensure makes cilium_host with cilium_net, and cilium_vxlan if there is a tunnel, as the plan says. What is right already
 // is not touched, so that a restart changes nothing.
 func Ensure(p Plan, s *Sysctls) (Devices, error) {
 	var d Devices
@@ -39,11 +40,18 @@ func Ensure(p Plan, s *Sysctls) (Devices, error) {
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", NetDevice, err)
 	}
+	d.Host, d.Net = host.Attrs().Index, peer.Attrs().Index
+	if !p.Tunnel {
+		if err := removeVXLAN(); err != nil {
+			return d, fmt.Errorf("%s: %w", VXLANDevice, err)
+		}
+		return d, nil
+	}
 	vxlan, err := ensureVXLAN(p, s)
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", VXLANDevice, err)
 	}
-	d.Host, d.Net, d.VXLAN = host.Attrs().Index, peer.Attrs().Index, vxlan.Attrs().Index
+	d.VXLAN = vxlan.Attrs().Index
 	return d, nil
 }
 
@@ -166,6 +174,18 @@ func ensureVXLAN(p Plan, s *Sysctls) (nl.Link, error) {
 		return nil, err
 	}
 	return link, ready(link, p.UnderlayMTU)
+}
+
+// removeVXLAN removes the tunnel device of an agent that had one.
+func removeVXLAN() error {
+	link, err := byName(VXLANDevice)
+	if link == nil {
+		return err
+	}
+	if v, ok := link.(*nl.Vxlan); !ok || !v.FlowBased {
+		return nil // of this name, but none of ours
+	}
+	return nl.LinkDel(link)
 }
 
 // ready gives link its MTU and brings it up, each only if it is not so.

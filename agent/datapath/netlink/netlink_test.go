@@ -64,7 +64,7 @@ func addAddr(t *testing.T, cidr string) {
 func plan() Plan {
 	return Plan{
 		IPv4: true, IPv6: true, Router4: netip.MustParseAddr("10.244.0.1"), Router6: netip.MustParseAddr("fd00:10:244::1"),
-		UnderlayMTU: 1500, TunnelPort: 8472,
+		UnderlayMTU: 1500, Tunnel: true, TunnelPort: 8472,
 	}
 }
 
@@ -98,6 +98,11 @@ func TestEnsureIsIdempotentAndCleanLeavesNothing(t *testing.T) {
 	third, err := Ensure(p, s)
 	if err != nil || third.VXLAN == first.VXLAN || third.Host != first.Host {
 		t.Fatalf("new port: %+v, %v", third, err)
+	}
+	p.Tunnel = false
+	native, err := Ensure(p, s)
+	if _, left := Index(VXLANDevice); err != nil || native.VXLAN != 0 || left || native.Host != first.Host {
+		t.Fatalf("without tunnel: %+v, %s is left: %v, %v", native, VXLANDevice, left, err)
 	}
 	if err := Clean(); err != nil {
 		t.Fatal(err)

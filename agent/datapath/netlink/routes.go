@@ -27,7 +27,7 @@ func (Routes) Load(context.Context) (map[netip.Prefix]state.Route, error) {
 	out := map[netip.Prefix]state.Route{}
 	for _, r := range list {
 		if dst, ok := fromIPNet(r.Dst); ok {
-			v := state.Route{Index: r.LinkIndex, Src: fromIP(r.Src), MTU: r.MTU}
+			v := state.Route{Index: r.LinkIndex, Via: fromIP(r.Gw), Src: fromIP(r.Src), MTU: r.MTU}
 			if r.Type == unix.RTN_UNREACHABLE {
 				v.Index = 0
 			}
@@ -55,6 +55,8 @@ func toRoute(dst netip.Prefix, v state.Route) *nl.Route {
 	switch {
 	case v.Index == 0:
 		r.Type = unix.RTN_UNREACHABLE
+	case v.Via.IsValid():
+		r.Gw = v.Via.AsSlice()
 	case dst.Addr().Is4():
 		r.Scope = nl.SCOPE_LINK
 	}
@@ -80,7 +82,7 @@ func (Routes) Set(_ context.Context, dst netip.Prefix, v state.Route) error {
 	}
 	for _, r := range list {
 		unreachable := r.Type == unix.RTN_UNREACHABLE
-		if unreachable == (v.Index == 0) && (unreachable || r.LinkIndex == v.Index) {
+		if unreachable == (v.Index == 0) && (unreachable || (r.LinkIndex == v.Index && fromIP(r.Gw) == v.Via)) {
 			continue
 		}
 		if err := nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
