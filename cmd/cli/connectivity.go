@@ -47,7 +47,7 @@ func newConnectivity(w World) *cobra.Command {
 		Use: "connectivity", Short: "Check that the network works", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w))
+	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w), newConnectivityProbe(w))
 	return c
 }
 
@@ -57,6 +57,16 @@ func newConnectivityEcho(w World) *cobra.Command {
 		Use: "echo [flags]", Short: "Serve what the connectivity test asks", Hidden: true, DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			return probe.EchoCommand(c.Context(), args, w.Out, w.Err)
+		},
+	}
+}
+
+// newConnectivityProbe is the client outside the cluster.
+func newConnectivityProbe(w World) *cobra.Command {
+	return &cobra.Command{
+		Use: "probe [flags]", Short: "Ask as the connectivity test does", Hidden: true, DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			return probe.ProbeCommand(c.Context(), args, w.In, w.Out, w.Err)
 		},
 	}
 }

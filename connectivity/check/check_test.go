@@ -48,7 +48,7 @@ func TestHealthyClusterPasses(t *testing.T) {
 	}
 	n := rep.count()
 	if rep.Code != 0 || !strings.HasPrefix(rep.Summary, "✅ [cilium-test-1] All 11 tests (") ||
-		!strings.HasSuffix(rep.Summary, "actions) successful, 0 tests skipped, 2 scenarios skipped.") {
+		!strings.HasSuffix(rep.Summary, "actions) successful, 0 tests skipped, 3 scenarios skipped.") {
 		t.Errorf("got %q", rep.Summary)
 	}
 	if n.actions < 100 {
@@ -314,7 +314,7 @@ func TestFilter(t *testing.T) {
 		{[]string{"no-policies/pod-to-pod$", "health"}, "agent-health pod-to-pod"},
 		{[]string{"/pod-to-world"}, "pod-to-world"},
 		{[]string{"client-to-client"}, "client-to-client"}, // a scenario's name alone
-		{[]string{"no-policies", "!pod-to-world", "!/pod-to-cidr", "!pod-to-(host|service)", "!host-to-pod"}, "pod-to-pod client-to-client"},
+		{[]string{"no-policies", "!pod-to-world", "!/pod-to-cidr", "!pod-to-(host|service)", "!host-to-pod"}, "pod-to-pod client-to-client external-to-pod"},
 	}
 	for _, tt := range tests {
 		f, err := ParseFilter(tt.patterns, all)

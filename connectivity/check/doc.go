@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -87,6 +88,10 @@ type Options struct {
 // External is a host outside the cluster that runs an echo server.
 type External struct {
 	Addresses []string
+	// Exec runs the probe command there, see probe.ProbeCommand; nil when nothing can be sent from there.
+	Exec func(ctx context.Context, s Streams, args ...string) error
+	// Route sends packets to an address by way of a node, until Stop.
+	Route func(ctx context.Context, to, via netip.Addr) error
 	// Stop ends the server.
 	Stop func()
 }

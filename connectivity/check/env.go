@@ -111,10 +111,11 @@ type Env struct {
 	Services map[string]Peer
 	// lookup is a Service that no earlier run had: name servers go on giving the addresses of an
 	// earlier Service of a name until their caches run out.
-	lookup  string
-	DNS     Peer // zero when the cluster has no DNS Service
-	API     Peer
-	Outside *Peer
+	lookup   string
+	DNS      Peer // zero when the cluster has no DNS Service
+	API      Peer
+	Outside  *Peer
+	external *External // behind Outside
 
 	sessions *sessions
 	watch    *watcher

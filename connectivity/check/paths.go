@@ -3,7 +3,9 @@
 package check
 
 import (
+	"context"
 	"net/netip"
+	"slices"
 
 	"lash.internal/lash/connectivity/probe"
 )
@@ -209,6 +211,45 @@ func hostToPod() Scenario {
 						out = append(out, allProtocols(h, s, f, path, Expect{Hosts: s.hosts()})...)
 					})
 				}
+			}
+			return out
+		},
+	}
+}
+
+// externalToPod reaches pods by their own addresses from the host outside, through their nodes.
+func externalToPod() Scenario {
+	return Scenario{
+		Test: testPolicies, Name: "external-to-pod",
+		Skip: func(e *Env) string {
+			if e.Outside == nil || e.Outside.Pod == "" {
+				return "no host outside the cluster is known that can send"
+			}
+			return ""
+		},
+		Prepare: func(ctx context.Context, e *Env) error {
+			for _, s := range e.Echoes {
+				n := e.node(s.Node)
+				for _, ip := range s.IPs {
+					i := slices.IndexFunc(n.IPs, func(a netip.Addr) bool { return a.Is6() == ip.Is6() })
+					if i < 0 {
+						continue
+					}
+					if err := e.external.Route(ctx, ip, n.IPs[i]); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		},
+		Actions: func(e *Env) (out []Action) {
+			for _, s := range e.Echoes {
+				e.each(*e.Outside, s, func(f int) {
+					want := Expect{Hosts: s.hosts(), Seen: seenFrom(*e.Outside, f)}
+					out = append(out, allProtocols(*e.Outside, s, f, PathFromOutside, want)...)
+					large := probe.Probe{Proto: probe.TCP, Target: s.target(f, tcpPort), Size: 300000}
+					out = append(out, Action{From: *e.Outside, To: s, Path: PathFromOutside, Family: f, Probe: large, Expect: want})
+				})
 			}
 			return out
 		},

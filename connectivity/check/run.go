@@ -86,7 +86,7 @@ func (e *Env) run(ctx context.Context, rep *Report, chosen []Scenario) (err erro
 	done(nil)
 
 	sctx, cancel := context.WithCancel(ctx)
-	e.sessions = newSessions(sctx, &e.opts)
+	e.sessions = newSessions(sctx, &e.opts, e.external)
 	e.watch = watchDrops(sctx, e)
 	defer func() {
 		e.sessions.close()
@@ -120,7 +120,10 @@ func (e *Env) startOutside(ctx context.Context) func() {
 		return nil
 	}
 	p := Peer{Kind: PeerExternal, Name: "external", IPs: parseAddrs(x.Addresses)}
-	e.Outside = &p
+	if x.Exec != nil {
+		p.Pod = outsidePod
+	}
+	e.Outside, e.external = &p, x
 	return x.Stop
 }
 
@@ -177,6 +180,12 @@ func (e *Env) runScenario(ctx context.Context, s Scenario, lim *limiter) Scenari
 		}
 	}
 	start := time.Now()
+	if s.Prepare != nil {
+		if err := s.Prepare(ctx, e); err != nil {
+			r.Actions = []ActionResult{done(s.Name+": prepare", "%v", err)}
+			return r
+		}
+	}
 	if s.Do != nil {
 		r.Actions = s.Do(ctx, e)
 	} else {

@@ -19,6 +19,8 @@ type Scenario struct {
 	Name string
 	// Skip returns why the scenario cannot run here, or "".
 	Skip func(*Env) string
+	// Prepare, when set, is called before Actions.
+	Prepare func(context.Context, *Env) error
 	// Actions lists what to try. A scenario has Actions or Do.
 	Actions func(*Env) []Action
 	// Do is for what is not a probe: it returns finished results.
@@ -30,8 +32,8 @@ type Scenario struct {
 // Scenarios is the test suite in the order of the report.
 func Scenarios() []Scenario {
 	return []Scenario{
-		agentHealth(), nodeToNode(),
-		podToPod(), clientToClient(), podToService(), podToHost(), hostToPod(), podToWorld(), podToCIDR(),
+		agentHealth(), nodeToNode(), nodeToNodeMTU(),
+		podToPod(), clientToClient(), podToService(), podToHost(), hostToPod(), externalToPod(), podToWorld(), podToCIDR(),
 		podToPodPayload(), podToPodNoFrag(), podToItselfViaService(), hostToService(), serviceWithoutEndpoints(),
 		dnsLookup(), podToAPIServer(), unexpectedDrops(),
 	}
@@ -50,6 +52,7 @@ const (
 	PathHostToPod   PathKind = "node to its own pod"
 	PathRemoteToPod PathKind = "node to a pod on another node"
 	PathExternal    PathKind = "pod to outside the cluster"
+	PathFromOutside PathKind = "outside the cluster to pod"
 	PathService     PathKind = "pod to a Service"
 	PathHostService PathKind = "node to a Service"
 	PathLoopback    PathKind = "pod to itself through a Service"

@@ -31,14 +31,27 @@ type session struct {
 
 // sessions holds one session a source pod, opened when it is first needed.
 type sessions struct {
-	ctx  context.Context //nolint:containedctx // the life of the execs, longer than any one call
-	opts *Options
-	mu   sync.Mutex
-	open map[string]*session
+	ctx     context.Context //nolint:containedctx // the life of the execs, longer than any one call
+	opts    *Options
+	outside *External
+	mu      sync.Mutex
+	open    map[string]*session
 }
 
-func newSessions(ctx context.Context, o *Options) *sessions {
-	return &sessions{ctx: ctx, opts: o, open: map[string]*session{}}
+// outsidePod stands for the host outside the cluster where sources are named by their pod; no pod
+// can have this name.
+const outsidePod = "(external)"
+
+func newSessions(ctx context.Context, o *Options, outside *External) *sessions {
+	return &sessions{ctx: ctx, opts: o, outside: outside, open: map[string]*session{}}
+}
+
+// exec runs the probe command at a source.
+func (s *sessions) exec(pod string, streams Streams) error {
+	if pod == outsidePod {
+		return s.outside.Exec(s.ctx, streams, "--batch")
+	}
+	return s.opts.Exec(s.ctx, s.opts.TestNamespace, pod, "echo", streams, agentBinary, "probe", "--batch")
 }
 
 // do runs a probe in a pod. An error means that the exec broke, not that the probe failed.
@@ -60,7 +73,7 @@ func (s *sessions) start(pod string) *session {
 	var stderr bytes.Buffer
 	ended := make(chan error, 1)
 	go func() {
-		err := s.opts.Exec(s.ctx, s.opts.TestNamespace, pod, "echo", Streams{In: inR, Out: outW, Err: &stderr}, agentBinary, "probe", "--batch")
+		err := s.exec(pod, Streams{In: inR, Out: outW, Err: &stderr})
 		_ = inR.CloseWithError(io.ErrClosedPipe)
 		_ = outW.Close()
 		ended <- err

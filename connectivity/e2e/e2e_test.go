@@ -175,6 +175,10 @@ func (c *cluster) faults(t *testing.T) {
 			"no-policies,node-to-node", "Nothing passes the tunnel between",
 		},
 		{
+			"path MTU too small", "iptables -I INPUT -p icmp -m length --length 1401:65535 -j DROP", "iptables -D INPUT -p icmp -m length --length 1401:65535 -j DROP",
+			"node-to-node", "packets of 1500 bytes pass, but at most 1400 do",
+		},
+		{
 			"route missing", "ip route show proto 76 dev cilium_vxlan | while read r; do echo $r >>/run/routes; ip route del $r dev cilium_vxlan proto 76; done",
 			"while read r; do ip route add $r dev cilium_vxlan proto 76; done </run/routes; rm /run/routes",
 			"no-policies,node-to-node", "has no route through the tunnel",
