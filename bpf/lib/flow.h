@@ -284,8 +284,7 @@ __noinline int forward(struct __sk_buff *ctx)
 			return to_stack(p);
 		return c_tunnel ? to_tunnel(ctx, p) : to_network(ctx, p);
 	case ADDR_REMOTE_NODE:
-		if (c_tunnel && p->hook == HOOK_POD_FROM && p->reply &&
-		    (p->ct_flags & CT_TUNNEL))
+		if (c_tunnel && p->hook == HOOK_POD_FROM && p->reply && (p->ct_flags & CT_TUNNEL))
 			return to_tunnel(ctx, p);
 		break;
 	default:
