@@ -197,15 +197,14 @@ __noinline int new_to_here(struct __sk_buff *ctx)
 		p->ct_flags |= CT_TUNNEL;
 		break;
 	case HOOK_ND_TO:
-		p->ct_flags |= CT_VIA_STACK | CT_SETTLED;
 		if (p->dst_kind == ADDR_LOCAL_EP)
 			return V_NEXT;
-		if (p->dst_pod)
-			return c_tunnel ? V_NEXT : enter(p);
-		if (wants_masq(p) && !closes_only(p))
+		p->ct_flags |= CT_VIA_STACK | CT_SETTLED;
+		if (!p->dst_pod && wants_masq(p) && !closes_only(p))
 			masq_addr(p, READ_ONCE(ctx->ifindex));
+		/* what kube-proxy may have translated has to come back to it */
 		if (!p->xlate)
-			return V_NEXT;
+			return c_kpr ? V_NEXT : enter(p);
 		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && !icmp_is_request(p))
 			return DROP(p, FILE_FLOW, DROP_SNAT_UNSUPPORTED);
 		break;

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -348,6 +349,50 @@ func TestService(t *testing.T) {
 				t.Errorf("UDP: %v, want connection refused\n%s", err, f.drops())
 			}
 		})
+	}
+}
+
+// TestKubeProxy leaves Services to netfilter, as kube-proxy does: what it translates on the way out
+// has to come back to it, wherever the backend is.
+func TestKubeProxy(t *testing.T) {
+	for _, mode := range []struct{ native, masq bool }{{false, true}, {false, false}, {true, true}, {true, false}} {
+		f := newFabric(t, options{nodes: 2, native: mode.native, conf: func(c *bpf.Config) {
+			c.KubeProxyReplacement, c.Masquerade4, c.Masquerade6 = false, mode.masq, mode.masq
+		}})
+		f.serveAll()
+		client, port := f.nodes[0].pods[0], 1000
+		for _, v6 := range []bool{false, true} {
+			vip, tables := "10.96.0.1", "iptables"
+			if v6 {
+				vip, tables = "fd00:96::1", "ip6tables"
+			}
+			for name, backend := range map[string]netip.Addr{
+				"same node": f.nodes[0].pods[1].addr(v6), "other node": f.nodes[1].pods[0].addr(v6), "unheard of": f.nodes[1].pods[1].addr(v6),
+				"own host": f.nodes[0].addr(v6), "other host": f.nodes[1].addr(v6), "external": external(v6),
+			} {
+				t.Run(fmt.Sprintf("native=%v masq=%v %s %s", mode.native, mode.masq, family(v6), name), func(t *testing.T) {
+					port++
+					for _, proto := range []string{"tcp", "udp"} {
+						f.nodes[0].must(func() error {
+							out, err := exec.Command(tables, "-t", "nat", "-A", "PREROUTING", "-d", vip, "-p", proto, "--dport", fmt.Sprint(port),
+								"-j", "DNAT", "--to-destination", netip.AddrPortFrom(backend, echoPort).String()).CombinedOutput()
+							if err != nil {
+								return fmt.Errorf("%w: %s", err, out)
+							}
+							return nil
+						})
+					}
+					for range 2 {
+						if _, err := client.tcp(netip.MustParseAddr(vip), uint16(port), 1<<16); err != nil {
+							t.Errorf("TCP: %v\n%s", err, f.drops())
+						}
+						if _, err := client.udp(netip.MustParseAddr(vip), uint16(port), 1000); err != nil {
+							t.Errorf("UDP: %v\n%s", err, f.drops())
+						}
+					}
+				})
+			}
+		}
 	}
 }
 
