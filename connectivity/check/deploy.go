@@ -270,7 +270,7 @@ func (e *Env) waitPods(ctx context.Context) error {
 		want[w.name] = 1
 	}
 	missing := "no pod has been created"
-	err := e.followPods(ctx, func(pods []corev1.Pod) bool {
+	err := e.followPods(ctx, e.opts.TestNamespace, "", func(pods []corev1.Pod) bool {
 		missing = missingPods(pods, want)
 		if missing == "" {
 			e.notePods(pods)
@@ -306,18 +306,18 @@ func missingPods(pods []corev1.Pod, want map[string]int) string {
 	return ""
 }
 
-// followPods lists the pods and follows their changes until done says so or ctx ends.
-func (e *Env) followPods(ctx context.Context, done func([]corev1.Pod) bool) error {
-	c := e.opts.Client.CoreV1().Pods(e.opts.TestNamespace)
+// followPods lists the pods of a namespace and follows their changes until done says so or ctx ends.
+func (e *Env) followPods(ctx context.Context, namespace, labels string, done func([]corev1.Pod) bool) error {
+	c := e.opts.Client.CoreV1().Pods(namespace)
 	for {
-		list, err := c.List(ctx, metav1.ListOptions{})
+		list, err := c.List(ctx, metav1.ListOptions{LabelSelector: labels})
 		if err != nil {
 			return err
 		}
 		if done(list.Items) {
 			return nil
 		}
-		w, err := c.Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
+		w, err := c.Watch(ctx, metav1.ListOptions{LabelSelector: labels, ResourceVersion: list.ResourceVersion})
 		if err != nil {
 			return err
 		}

@@ -18,6 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 )
 
+// dnsSelector are the labels of the Service and of the pods of the cluster's DNS.
+const dnsSelector = "k8s-app=kube-dns"
+
 // Ports of the echo servers: in pods, and on hosts where they must not meet others.
 const (
 	httpPort, tcpPort, udpPort             = 8080, 8081, 8082
@@ -155,17 +158,9 @@ func (e *Env) host(node string) (Peer, bool) {
 // discover finds out what the cluster is before anything is deployed.
 func discover(ctx context.Context, o Options) (*Env, error) {
 	e := &Env{opts: o, Services: map[string]Peer{}, lookup: "lookup-" + rand.String(8)}
-	ds, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(ctx, o.AgentDaemonSet, metav1.GetOptions{})
+	_, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(ctx, o.AgentDaemonSet, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("find the agents: %w", err)
-	}
-	for _, c := range ds.Spec.Template.Spec.Containers {
-		if c.Name == "cilium-agent" || e.Image == "" {
-			e.Image = c.Image
-		}
-	}
-	if o.Image != "" {
-		e.Image = o.Image
 	}
 	if cm, err := o.Client.CoreV1().ConfigMaps(o.Namespace).Get(ctx, "cilium-config", metav1.GetOptions{}); err == nil {
 		e.Config = cm.Data
@@ -182,7 +177,23 @@ func discover(ctx context.Context, o Options) (*Env, error) {
 		e.Nodes = append(e.Nodes, describeNode(&nodes.Items[i], agents.Items))
 	}
 	slices.SortFunc(e.Nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
-	return e, e.place()
+	if err := e.place(); err != nil {
+		return nil, err
+	}
+	// The image of an agent that works, not of a rollout that may be stuck.
+	e.Image = agentImage(e.Local.Agent.Spec.Containers)
+	if o.Image != "" {
+		e.Image = o.Image
+	}
+	return e, nil
+}
+
+func agentImage(containers []corev1.Container) string {
+	i := max(0, slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == "cilium-agent" }))
+	if i < len(containers) {
+		return containers[i].Image
+	}
+	return ""
 }
 
 func describeNode(n *corev1.Node, agents []corev1.Pod) Node {
@@ -282,7 +293,7 @@ func (e *Env) findServices(ctx context.Context) error {
 	}
 	e.API = servicePeer(api)
 	e.API.Name = "default/kubernetes"
-	list, err := e.opts.Client.CoreV1().Services("kube-system").List(ctx, metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
+	list, err := e.opts.Client.CoreV1().Services("kube-system").List(ctx, metav1.ListOptions{LabelSelector: dnsSelector})
 	if err != nil {
 		return fmt.Errorf("find the cluster's DNS: %w", err)
 	}

@@ -58,6 +58,7 @@ func newFakeCluster(t *testing.T) *fakeCluster {
 		},
 		service("default", "kubernetes", "10.96.0.1", nil),
 		service("kube-system", "kube-dns", "10.96.0.10", map[string]string{"k8s-app": "kube-dns"}),
+		readyPod("kube-system", "coredns", "n1", map[string]string{"k8s-app": "kube-dns"}, "10.244.1.2"),
 	}
 	for i, n := range []string{"n1", "n2"} {
 		objs = append(objs, &corev1.Node{

@@ -227,21 +227,7 @@ func externalToPod() Scenario {
 			}
 			return ""
 		},
-		Prepare: func(ctx context.Context, e *Env) error {
-			for _, s := range e.Echoes {
-				n := e.node(s.Node)
-				for _, ip := range s.IPs {
-					i := slices.IndexFunc(n.IPs, func(a netip.Addr) bool { return a.Is6() == ip.Is6() })
-					if i < 0 {
-						continue
-					}
-					if err := e.external.Route(ctx, ip, n.IPs[i]); err != nil {
-						return err
-					}
-				}
-			}
-			return nil
-		},
+		Prepare: func(ctx context.Context, e *Env) error { return e.routeOutside(ctx, e.Echoes) },
 		Actions: func(e *Env) (out []Action) {
 			for _, s := range e.Echoes {
 				e.each(*e.Outside, s, func(f int) {
@@ -256,11 +242,34 @@ func externalToPod() Scenario {
 	}
 }
 
+// routeOutside lets the host outside reach pods by way of their nodes.
+func (e *Env) routeOutside(ctx context.Context, pods []Peer) error {
+	for _, p := range pods {
+		n := e.node(p.Node)
+		for _, ip := range p.IPs {
+			i := slices.IndexFunc(n.IPs, func(a netip.Addr) bool { return a.Is6() == ip.Is6() })
+			if i < 0 {
+				continue
+			}
+			if err := e.external.Route(ctx, ip, n.IPs[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // podToWorld fetches from outside the cluster: the host on the local cluster's fabric, or what
 // --external-target names.
 func podToWorld() Scenario {
 	return Scenario{
 		Test: testPolicies, Name: "pod-to-world",
+		Prepare: func(ctx context.Context, e *Env) error {
+			if e.external == nil || e.external.Route == nil || (e.Masquerade(4) && e.Masquerade(6)) {
+				return nil
+			}
+			return e.routeOutside(ctx, e.Clients) // pods are seen by their own addresses
+		},
 		Skip: func(e *Env) string {
 			if e.Outside == nil && e.opts.ExternalTarget == "" {
 				return "no host outside the cluster is known; name one with --external-target"
@@ -473,6 +482,7 @@ func dnsLookup() Scenario {
 			}
 			return ""
 		},
+		Prepare: func(ctx context.Context, e *Env) error { return e.waitDNS(ctx) },
 		Actions: func(e *Env) (out []Action) {
 			zone := ".svc." + e.opts.ClusterDomain
 			names := map[string]Peer{

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/connectivity/probe"
@@ -90,6 +91,27 @@ func (e *Env) missingFrontend(list []api.Service) string {
 		}
 	}
 	return ""
+}
+
+// waitDNS returns when a pod of the cluster's DNS is ready. After an installation those that ran
+// before are being replaced.
+func (e *Env) waitDNS(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, serviceLimit, errors.New("time ran out"))
+	defer cancel()
+	problem := "there is none"
+	err := e.followPods(ctx, "kube-system", dnsSelector, func(pods []corev1.Pod) bool {
+		for i := range pods {
+			if podReady(&pods[i]) {
+				return true
+			}
+			problem = fmt.Sprintf("%s on %s: %s", pods[i].Name, pods[i].Spec.NodeName, podProblem(&pods[i]))
+		}
+		return false
+	})
+	if err != nil {
+		return fmt.Errorf("no pod of the cluster's DNS is ready (%w): %s", err, problem)
+	}
+	return nil
 }
 
 func (e *Env) waitProxyServices(ctx context.Context, h Peer) error {

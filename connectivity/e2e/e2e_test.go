@@ -138,6 +138,7 @@ func effective(t *testing.T) string {
 }
 
 func TestLifeWithoutKubeProxy(t *testing.T) {
+	t.Parallel() // with the other life: clusters do not touch each other
 	before := ""
 	if os.Getenv("LASH_E2E") != "" {
 		before = effective(t)
@@ -156,7 +157,10 @@ func TestLifeWithoutKubeProxy(t *testing.T) {
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 	t.Run("faults are named", c.faults)
 	t.Run("agents restart under traffic", c.restart)
+	t.Run("first packets of new pods", c.firstPackets)
 	t.Run("broken image", c.brokenImage)
+	c.ok("uninstall")
+	t.Run("the same by helm alone", c.byHelm)
 	c.ok("uninstall")
 	for _, n := range []string{"control-plane", "worker", "worker2"} {
 		if left := c.node(n, "sh", "-c", "ip -br link | grep -E '^(cilium_|lxc)'; ls /sys/fs/bpf /etc/cni/net.d /opt/cni/bin | grep -E 'lash|cilium'; ip route show proto 76; true"); strings.TrimSpace(left) != "" {
@@ -183,6 +187,10 @@ func (c *cluster) faults(t *testing.T) {
 			"while read r; do ip route add $r dev cilium_vxlan proto 76; done </run/routes; rm /run/routes",
 			"no-policies,node-to-node", "has no route through the tunnel",
 		},
+		{
+			"Service missing in the map", "cd /sys/fs/bpf/lash/maps && bpftool -j map dump pinned front_v1 | jq -r '.[].key | join(\" \")' | while read k; do bpftool map delete pinned front_v1 key hex $(echo $k | sed s/0x//g); done",
+			"true", "kube-apiserver", "the entry in the service map is missing",
+		},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			c.node("worker2", "sh", "-c", f.breaks)
@@ -194,22 +202,17 @@ func (c *cluster) faults(t *testing.T) {
 			r.want(t, "❌ [cilium-test-1] ", f.want, "worker2")
 		})
 	}
-	c.ok("connectivity", "test", "--test", "no-policies,node-to-node")
+	// A restarted agent finds and mends what is missing in its maps.
+	c.kubectl("-n", "kube-system", "rollout", "restart", "ds/cilium")
+	c.kubectl("-n", "kube-system", "rollout", "status", "ds/cilium", "--timeout=90s")
+	c.ok("connectivity", "test")
 }
 
 // restart replaces every agent while a pod of one node talks to one of another. Each exchange has
 // to be answered; one that is lost ends the probe with an error.
 func (c *cluster) restart(t *testing.T) {
-	manifest, err := os.ReadFile("testdata/traffic.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "traffic.yaml")
-	if err := os.WriteFile(file, bytes.ReplaceAll(manifest, []byte("VERSION"), []byte(c.version())), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c.kubectl("create", "-f", file)
-	defer c.kubectl("delete", "-f", file, "--wait=false")
+	c.apply(t, "traffic.yaml", nil)
+	defer c.kubectl("delete", "pod", "server", "client", "--wait=false")
 	c.kubectl("wait", "--for=condition=Ready", "pod/server", "pod/client", "--timeout=60s")
 	ip := strings.TrimSpace(c.kubectl("get", "pod", "server", "-o", "jsonpath={.status.podIP}"))
 	flows := map[string]string{"udp": ip + ":8082", "tcp": ip + ":8081"}
@@ -246,6 +249,11 @@ func (c *cluster) brokenImage(t *testing.T) {
 		t.Errorf("status: code %d", r.code)
 	}
 	r.want(t, "ErrImage", "localhost/none:0")
+	r = c.run("connectivity", "test", "--test", "health")
+	if r.code != 1 {
+		t.Errorf("connectivity test with a broken agent: code %d", r.code)
+	}
+	r.want(t, "is not ready", "localhost/none:0")
 	c.ok("connectivity", "test", "--test", "no-policies,dns", "--image", "localhost/lash:"+c.version())
 	c.kubectl("-n", "kube-system", "rollout", "undo", "ds/cilium")
 	c.kubectl("-n", "kube-system", "rollout", "status", "ds/cilium", "--timeout=90s")
@@ -259,6 +267,7 @@ func (c *cluster) version() string {
 }
 
 func TestLifeWithKubeProxy(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "e2ekp", "--kube-proxy", "iptables", "--workers", "1")
 	c.install("🔮 Auto-detected kube-proxy has been installed")
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
