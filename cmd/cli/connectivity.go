@@ -47,7 +47,7 @@ func newConnectivity(w World) *cobra.Command {
 		Use: "connectivity", Short: "Check that the network works", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w), newConnectivityProbe(w))
+	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w), newConnectivityProbe(w), newConnectivitySoak(w))
 	return c
 }
 
@@ -67,6 +67,16 @@ func newConnectivityProbe(w World) *cobra.Command {
 		Use: "probe [flags]", Short: "Ask as the connectivity test does", Hidden: true, DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			return probe.ProbeCommand(c.Context(), args, w.In, w.Out, w.Err)
+		},
+	}
+}
+
+// newConnectivitySoak is the same load outside pods, to compare with.
+func newConnectivitySoak(w World) *cobra.Command {
+	return &cobra.Command{
+		Use: "soak [flags]", Short: "A steady load over one path", Hidden: true, DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			return probe.SoakCommand(c.Context(), args, w.In, w.Out, w.Err)
 		},
 	}
 }

@@ -44,6 +44,7 @@ const usage = `usage: lash-agent COMMAND
   init       one step of a node's preparation: ` + nodeinit.Steps + `
   echo       server of the connectivity test
   probe      client of the connectivity test
+  soak       a steady load over one path, with what it lost
   version    print the version
 `
 
@@ -70,6 +71,8 @@ func run(ctx context.Context, name string, args []string) int {
 			return 1
 		}
 		return exit(err)
+	case "soak":
+		return exit(probe.SoakCommand(ctx, args, os.Stdin, os.Stdout, os.Stderr))
 	case "version", "--version":
 		fmt.Printf("lash-agent %s (Cilium %s)\n", api.Version, api.CiliumVersion)
 		return 0

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Soak is a steady load over one path for as long as something happens to it: datagrams with
+// sequence numbers at a fixed rate, connections that stay, and connections that come and go as fast
+// as they can. Nothing waits for anything else, so what one loses the others do not hide.
+type Soak struct {
+	UDP string // host:port of the echo server; empty: none
+	TCP string
+	// Rate is the number of datagrams a second, Flows the number of connections that stay.
+	Rate, Flows int
+	// New opens connections one after the other.
+	New bool
+	// Duration is how long; 0: until ctx ends.
+	Duration time.Duration
+}
+
+// SoakResult says what a soak met. Times are in microseconds.
+type SoakResult struct {
+	UDPSent       int   `json:"udpSent"`
+	UDPLost       int   `json:"udpLost"`
+	UDPDuplicated int   `json:"udpDuplicated"`
+	UDPReordered  int   `json:"udpReordered"`
+	UDPLongestGap int64 `json:"udpLongestGapUs"` // between two answers
+	Flows         int   `json:"flows"`
+	FlowsBroken   int   `json:"flowsBroken"`
+	Exchanges     int64 `json:"exchanges"` // on the connections that stay
+	Retransmits   int   `json:"retransmits"`
+	FlowLongest   int64 `json:"flowLongestUs"` // slowest exchange
+	NewDone       int   `json:"newDone"`
+	NewFailed     int   `json:"newFailed"`
+	NewLongest    int64 `json:"newLongestUs"` // from connect to the answer
+	// Errors are the first of each kind.
+	Errors []string `json:"errors,omitempty"`
+}
+
+// soaking limits.
+const (
+	soakTimeout  = 10 * time.Second // of an exchange or connection: far above any retransmission
+	soakLate     = 2 * time.Second  // for the last datagrams to come back
+	soakInterval = 50 * time.Millisecond
+	soakErrors   = 8
+)
+
+type soak struct {
+	Soak
+	mu  sync.Mutex
+	res SoakResult
+}
+
+// Run does the soak.
+func (s Soak) Run(ctx context.Context) SoakResult {
+	if s.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.Duration)
+		defer cancel()
+	}
+	k := &soak{Soak: s}
+	var wg sync.WaitGroup
+	if s.UDP != "" && s.Rate > 0 {
+		wg.Go(func() { k.datagrams(ctx) })
+	}
+	for i := range s.Flows {
+		wg.Go(func() { k.flow(ctx, i) })
+	}
+	if s.New {
+		wg.Go(func() { k.fresh(ctx) })
+	}
+	wg.Wait()
+	return k.res
+}
+
+func (k *soak) fail(what string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	text := what + ": " + err.Error()
+	if len(k.res.Errors) < soakErrors && !slices.Contains(k.res.Errors, text) {
+		k.res.Errors = append(k.res.Errors, text)
+	}
+}
+
+// datagrams sends numbered datagrams by the clock and counts what comes back.
+func (k *soak) datagrams(ctx context.Context) {
+	c, err := net.Dial("udp", k.UDP)
+	if err != nil {
+		k.fail("udp", err)
+		return
+	}
+	defer c.Close()
+	answered := make(chan int, 1)
+	go func() { answered <- k.count(c) }()
+	sent := 0
+	start, step := time.Now(), time.Second/time.Duration(k.Rate)
+	b := make([]byte, 64)
+	for n := int64(0); ctx.Err() == nil; n++ {
+		if wait := time.Until(start.Add(time.Duration(n) * step)); wait > 0 {
+			time.Sleep(wait) // the clock that the rate is about
+		}
+		binary.BigEndian.PutUint64(b, uint64(n)+1)
+		if _, err := c.Write(b); err != nil {
+			k.fail("udp send", err)
+		}
+		sent++
+	}
+	_ = c.SetReadDeadline(time.Now().Add(soakLate))
+	n := <-answered
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.res.UDPSent, k.res.UDPLost = sent, sent-n
+}
+
+// count reads answers until the deadline and returns how many datagrams were answered.
+func (k *soak) count(c net.Conn) int {
+	seen := map[uint64]bool{}
+	var last, highest uint64
+	var duplicated, reordered int
+	var longest time.Duration
+	var at time.Time
+	b := make([]byte, 2048)
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+				break
+			}
+			k.fail("udp receive", err) // an ICMP error is told to the next read and is over then
+			if errors.Is(err, net.ErrClosed) {
+				break
+			}
+			continue
+		}
+		now := time.Now()
+		if n < 8 {
+			continue
+		}
+		last = binary.BigEndian.Uint64(b)
+		if seen[last] {
+			duplicated++
+			continue
+		}
+		seen[last] = true
+		if last < highest {
+			reordered++
+		}
+		highest = max(highest, last)
+		if !at.IsZero() {
+			longest = max(longest, now.Sub(at))
+		}
+		at = now
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.res.UDPDuplicated, k.res.UDPReordered, k.res.UDPLongestGap = duplicated, reordered, longest.Microseconds()
+	return len(seen)
+}
+
+// flow keeps one connection and exchanges a little on it.
+func (k *soak) flow(ctx context.Context, i int) {
+	broken := func(err error) {
+		k.fail("tcp", err)
+		k.mu.Lock()
+		k.res.FlowsBroken++
+		k.mu.Unlock()
+	}
+	k.mu.Lock()
+	k.res.Flows++
+	k.mu.Unlock()
+	c, r, err := greet(ctx, k.TCP)
+	if err != nil {
+		if ctx.Err() == nil {
+			broken(err)
+		}
+		return
+	}
+	defer c.Close()
+	defer func() {
+		n := retransmits(c)
+		k.mu.Lock()
+		k.res.Retransmits += n
+		k.mu.Unlock()
+	}()
+	tick := time.NewTicker(soakInterval + time.Duration(i%10)*time.Millisecond)
+	defer tick.Stop()
+	out, in := payload(64), make([]byte, 64)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		start := time.Now()
+		_ = c.SetDeadline(start.Add(soakTimeout))
+		_, err := c.Write(out)
+		if err == nil {
+			_, err = io.ReadFull(r, in)
+		}
+		if err != nil {
+			broken(err)
+			return
+		}
+		took := time.Since(start).Microseconds()
+		k.mu.Lock()
+		k.res.Exchanges++
+		k.res.FlowLongest = max(k.res.FlowLongest, took)
+		k.mu.Unlock()
+	}
+}
+
+func greet(ctx context.Context, target string) (net.Conn, *bufio.Reader, error) {
+	d := net.Dialer{Timeout: soakTimeout}
+	c, err := d.DialContext(ctx, "tcp", target)
+	if err != nil {
+		return nil, nil, err
+	}
+	_ = c.SetDeadline(time.Now().Add(soakTimeout))
+	r := bufio.NewReader(c)
+	if _, err := r.ReadString('\n'); err != nil {
+		c.Close()
+		return nil, nil, fmt.Errorf("read the greeting: %w", err)
+	}
+	return c, r, nil
+}
+
+// fresh opens a connection, reads the greeting and closes, again and again. It closes by reset, as
+// source ports would otherwise run out; the same ports come round again soon.
+func (k *soak) fresh(ctx context.Context) {
+	for ctx.Err() == nil {
+		start := time.Now()
+		c, _, err := greet(ctx, k.TCP)
+		took := time.Since(start).Microseconds()
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			k.fail("new tcp", err)
+			k.mu.Lock()
+			k.res.NewFailed++
+			k.mu.Unlock()
+			continue
+		}
+		if t, ok := c.(*net.TCPConn); ok {
+			_ = t.SetLinger(0)
+		}
+		c.Close()
+		k.mu.Lock()
+		k.res.NewDone++
+		k.res.NewLongest = max(k.res.NewLongest, took)
+		k.mu.Unlock()
+	}
+}
+
+// SoakCommand is the command line "soak [flags]". It runs for --seconds or until ctx ends or in does,
+// and writes a SoakResult.
+func SoakCommand(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) error {
+	fs := flag.NewFlagSet("soak", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	var s Soak
+	fs.StringVar(&s.UDP, "udp", "", "host:port of the UDP echo")
+	fs.StringVar(&s.TCP, "tcp", "", "host:port of the TCP echo")
+	fs.IntVar(&s.Rate, "rate", 1000, "datagrams a second")
+	fs.IntVar(&s.Flows, "flows", 0, "connections that stay")
+	fs.BoolVar(&s.New, "new", false, "also open and close connections, one after the other")
+	seconds := fs.Int("seconds", 0, "how long; 0: until standard input ends")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return fmt.Errorf("soak takes no argument %q", fs.Arg(0))
+	case s.TCP == "" && (s.New || s.Flows > 0):
+		return errors.New("--flows and --new need --tcp")
+	case s.Rate < 0 || s.Rate > 100000 || s.Flows < 0:
+		return errors.New("--rate must be 0 to 100000, --flows 0 or more")
+	}
+	s.Duration = time.Duration(*seconds) * time.Second
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if s.Duration == 0 {
+		go func() { // ends with in, at the latest with the process
+			_, _ = io.Copy(io.Discard, in)
+			cancel()
+		}()
+	}
+	return json.NewEncoder(out).Encode(s.Run(ctx))
+}
