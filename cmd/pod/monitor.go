@@ -3,6 +3,7 @@
 package pod
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -59,7 +60,16 @@ func newMonitor(a *app) *cobra.Command {
 			}
 			enc := json.NewEncoder(a.w.Out)
 			enc.SetEscapeHTML(false)
-			err := a.client().Monitor(c.Context(), func(ev api.MonitorEvent) error {
+			ctx, stop := context.WithCancel(c.Context())
+			defer stop()
+			if a.w.In != nil {
+				// Of a client that goes away the runtime closes the input, but does not end the process.
+				go func() { // ends with the input, at the latest with the process
+					_, _ = io.Copy(io.Discard, a.w.In)
+					stop()
+				}()
+			}
+			err := a.client().Monitor(ctx, func(ev api.MonitorEvent) error {
 				if !f.match(ev) {
 					return nil
 				}
@@ -68,6 +78,9 @@ func newMonitor(a *app) *cobra.Command {
 				}
 				return f.write(a.w.Out, ev)
 			})
+			if ctx.Err() != nil && c.Context().Err() == nil {
+				return nil
+			}
 			if err == nil {
 				return errors.New("the agent closed the stream of events")
 			}

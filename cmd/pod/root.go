@@ -23,6 +23,8 @@ import (
 
 // World is what the commands take from outside; tests give their own.
 type World struct {
+	// In is standard input where that is a pipe, else nil: commands that go on for ever end with it.
+	In     io.Reader
 	Out    io.Writer
 	Err    io.Writer
 	Getenv func(string) string
@@ -33,7 +35,11 @@ type World struct {
 
 // OS is the world of the real process. args are what follows the program's name.
 func OS(name string, args []string) World {
-	return World{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Args: args, Name: filepath.Base(name)}
+	w := World{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Args: args, Name: filepath.Base(name)}
+	if st, err := os.Stdin.Stat(); err == nil && st.Mode()&(os.ModeNamedPipe|os.ModeSocket) != 0 {
+		w.In = os.Stdin
+	}
+	return w
 }
 
 // Names are the names that the tree is known under.

@@ -20,6 +20,9 @@ import (
 // maxDrops bounds what a run remembers; a broken path drops the same packet again and again.
 const maxDrops = 20000
 
+// monitorEnd is how long a monitor has to end after its input has.
+const monitorEnd = 5 * time.Second
+
 // drop is a dropped packet as an agent reported it.
 type drop struct {
 	at       time.Time // of arrival here: the clocks of nodes may differ
@@ -53,8 +56,17 @@ func watchDrops(ctx context.Context, e *Env) *watcher {
 
 func (w *watcher) follow(ctx context.Context, e *Env, n Node) {
 	r, out := io.Pipe()
+	// The monitor ends with its input. The exec has a life of its own, for the end has to get there.
+	in, hold := io.Pipe()
+	ectx, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	defer context.AfterFunc(ctx, func() {
+		_ = hold.Close()
+		time.AfterFunc(monitorEnd, cut)
+	})()
 	w.wg.Go(func() {
-		err := e.opts.Exec(ctx, e.opts.Namespace, n.Agent.Name, "cilium-agent", Streams{Out: out}, "cilium", "monitor", "-t", "drop", "-j")
+		err := e.opts.Exec(ectx, e.opts.Namespace, n.Agent.Name, "cilium-agent", Streams{In: in, Out: out}, "cilium", "monitor", "-t", "drop", "-j")
+		_ = in.Close()
 		_ = out.CloseWithError(err)
 		if ctx.Err() == nil {
 			w.mu.Lock()

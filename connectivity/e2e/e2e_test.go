@@ -116,11 +116,19 @@ func (r result) want(t *testing.T, texts ...string) {
 // install brings Lash into the cluster and checks what it says.
 func (c *cluster) install(texts ...string) {
 	c.t.Helper()
-	image := filepath.Join(c.t.TempDir(), "lash.tar")
-	c.ok("image", "save", image)
-	c.ok("cluster", "load-image", image, "--name", c.name)
+	c.loadImage(c.lash)
 	c.ok("install", "--wait", "--yes").want(c.t, append([]string{"🔮 Auto-detected cluster name: lash-" + c.name}, texts...)...)
 	c.ok("status", "--wait").want(c.t, "Cilium:             OK", "Operator:           OK")
+}
+
+// loadImage brings the node image of a CLI into the cluster.
+func (c *cluster) loadImage(lash string) {
+	c.t.Helper()
+	image := filepath.Join(c.t.TempDir(), "lash.tar")
+	if r := c.exec(time.Minute, lash, "image", "save", image); r.code != 0 {
+		c.t.Fatalf("image save: %s", r.all())
+	}
+	c.ok("cluster", "load-image", image, "--name", c.name)
 }
 
 // effective lists the BPF programs in effect at the root of the machine's cgroup2 hierarchy.

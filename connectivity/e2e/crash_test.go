@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"lash.internal/lash/connectivity/probe"
+)
+
+// path is one way that the load takes. The control path leads between the same nodes, but past all
+// of Lash: what is lost there was lost by the machine.
+type path struct {
+	name    string
+	control bool
+	command []string // the program that runs the soak
+	args    []string
+}
+
+// load is a soak on every path, from when it starts until stop.
+type load struct {
+	t     *testing.T
+	stops []io.Closer
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	got   map[string]probe.SoakResult
+}
+
+// crashBed is a cluster with servers, clients and a control path.
+type crashBed struct {
+	*cluster
+	a, b  string // nodes; the servers are on a
+	paths []path
+}
+
+const bareSubnet = "10.99"
+
+// newCrashBed makes the cluster and installs Lash with the given flags.
+func newCrashBed(t *testing.T, name string, install ...string) *crashBed {
+	t.Helper()
+	c := newCluster(t, name, "--ip-family", "dual", "--workers", "1")
+	c.loadImage(c.lash)
+	c.ok(append([]string{"install", "--wait", "--yes"}, install...)...)
+	c.ok("status", "--wait")
+	bed := &crashBed{cluster: c, a: "control-plane", b: "worker"}
+	c.apply(t, "soak.yaml", map[string]string{"NODEA": "lash-" + name + "-" + bed.a, "NODEB": "lash-" + name + "-" + bed.b})
+	c.kubectl("wait", "--for=condition=Ready", "pod/server", "pod/near", "pod/far", "--timeout=90s")
+	bed.bare()
+	external := bed.outside()
+	var pod struct {
+		Status struct{ PodIPs []struct{ IP string } }
+	}
+	if err := json.Unmarshal([]byte(c.kubectl("get", "pod", "server", "-o", "json")), &pod); err != nil {
+		t.Fatal(err)
+	}
+	v4, v6 := pod.Status.PodIPs[0].IP, pod.Status.PodIPs[1].IP
+	vip := strings.TrimSpace(c.kubectl("get", "service", "soak", "-o", "jsonpath={.spec.clusterIP}"))
+	to := func(ip string, flags ...string) []string {
+		return append([]string{"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"), "--rate", "500", "--flows", "20"}, flags...)
+	}
+	in := func(pod string) []string { return []string{c.kube, "exec", "-i", pod, "--", "lash-agent", "soak"} }
+	bed.paths = []path{
+		{name: "same node", command: in("near"), args: to(v4)},
+		{name: "other node", command: in("far"), args: to(v4, "--new")},
+		{name: "other node IPv6", command: in("far"), args: to(v6)},
+		{name: "ClusterIP", command: in("far"), args: to(vip, "--new")},
+		{name: "masquerade", command: in("far"), args: to(external)},
+		{
+			name: "control", control: true,
+			command: []string{c.lash, "cluster", "exec", "--name", name, bed.b, "--", "ip", "netns", "exec", "bare", c.lash, "connectivity", "soak"},
+			args:    to(bareSubnet+".0.2", "--new"),
+		},
+	}
+	return bed
+}
+
+// bare makes a namespace on each node, routed to the other by the nodes' own routes.
+func (b *crashBed) bare() {
+	b.t.Helper()
+	for i, node := range []string{b.a, b.b} {
+		peer := strings.TrimSpace(b.kubectl("get", "node", "lash-"+b.name+"-"+[]string{b.b, b.a}[i], "-o", "jsonpath={.status.addresses[0].address}"))
+		b.node(node, "sh", "-ec", fmt.Sprintf(`
+ip netns add bare
+ip link add vethbare type veth peer name eth0 netns bare
+ip addr add %[1]s.%[2]d.1/24 dev vethbare
+ip link set vethbare up
+ip -n bare link set lo up
+ip -n bare addr add %[1]s.%[2]d.2/24 dev eth0
+ip -n bare link set eth0 up
+ip -n bare route add default via %[1]s.%[2]d.1
+ip route add %[1]s.%[3]d.0/24 via %[4]s`, bareSubnet, i, 1-i, peer))
+	}
+	b.background(b.a, "ip", "netns", "exec", "bare", b.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
+}
+
+// outside starts an echo server on the host outside the cluster and returns its IPv4 address.
+func (b *crashBed) outside() string {
+	b.t.Helper()
+	ready := b.background("external", b.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
+	i := slices.IndexFunc(ready.Addresses, func(a string) bool { return net.ParseIP(a).To4() != nil })
+	if i < 0 {
+		b.t.Fatalf("the host outside has no IPv4 address: %v", ready.Addresses)
+	}
+	return ready.Addresses[i]
+}
+
+// background starts an echo server that ends with the test.
+func (b *crashBed) background(node string, command ...string) probe.Ready {
+	b.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, b.lash, append([]string{"cluster", "exec", "--name", b.name, node, "--"}, command...)...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() {
+		stop()
+		_ = cmd.Wait() // it was stopped
+	})
+	var ready probe.Ready
+	if err := json.NewDecoder(out).Decode(&ready); err != nil {
+		b.t.Fatalf("%v on %s: %v", command, node, err)
+	}
+	return ready
+}
+
+// start puts load on all paths. The caller's event follows; stop collects.
+func (b *crashBed) start(t *testing.T) *load {
+	t.Helper()
+	l := &load{t: t, got: map[string]probe.SoakResult{}}
+	for _, p := range b.paths {
+		cmd := exec.Command(p.command[0], append(slices.Clone(p.command[1:]), p.args...)...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
+		var out, errOut bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errOut
+		in, err := cmd.StdinPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.stops = append(l.stops, in)
+		l.wg.Go(func() {
+			err := cmd.Wait()
+			var r probe.SoakResult
+			if jerr := json.Unmarshal(out.Bytes(), &r); err != nil || jerr != nil {
+				t.Errorf("%s: %v: %s %s", p.name, err, out.String(), errOut.String())
+			}
+			l.mu.Lock()
+			l.got[p.name] = r
+			l.mu.Unlock()
+		})
+	}
+	time.Sleep(2 * time.Second) // of undisturbed load
+	return l
+}
+
+// stop ends the load and judges it: nothing may be lost beyond what the control path loses.
+func (l *load) stop(paths []path) {
+	l.t.Helper()
+	time.Sleep(2 * time.Second) // of load after the event
+	for _, s := range l.stops {
+		_ = s.Close()
+	}
+	l.wg.Wait()
+	control := l.got["control"]
+	for _, p := range paths {
+		r := l.got[p.name]
+		l.t.Logf("%-16s UDP %d sent %d lost %d twice, gap %.1f ms; TCP %d flows %d broken, %d exchanges, slowest %.1f ms, %d sent again; new %d, %d failed, slowest %.1f ms %v",
+			p.name, r.UDPSent, r.UDPLost, r.UDPDuplicated, ms(r.UDPLongestGap), r.Flows, r.FlowsBroken, r.Exchanges, ms(r.FlowLongest), r.Retransmits,
+			r.NewDone, r.NewFailed, ms(r.NewLongest), r.Errors)
+		if p.control {
+			continue
+		}
+		if r.UDPSent == 0 || r.UDPLost > control.UDPLost || r.UDPDuplicated > control.UDPDuplicated ||
+			r.FlowsBroken > control.FlowsBroken || r.NewFailed > control.NewFailed || r.Exchanges == 0 {
+			l.t.Errorf("%s lost more than the control path", p.name)
+		}
+	}
+}
+
+func ms(us int64) float64 { return float64(us) / 1000 }
+
+// during runs an event under load.
+func (b *crashBed) during(t *testing.T, name string, event func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
+		l := b.start(t)
+		event(t)
+		l.stop(b.paths)
+	})
+}
+
+// kill ends the agent of a node as the kernel would, and waits until the next one serves.
+func (b *crashBed) kill(t *testing.T, node string) {
+	t.Helper()
+	out := b.node(node, "sh", "-c", `for p in $(find /run/cilium/cgroupv2 -name cgroup.procs -exec cat {} +); do
+tr '\0' ' ' </proc/$p/cmdline 2>/dev/null | grep -q '^cilium-agent ' && kill -9 $p && echo killed $p; done; true`)
+	if strings.Count(out, "killed") != 1 {
+		t.Fatalf("agent of %s: %q", node, out)
+	}
+	b.ready(t)
+}
+
+// ready waits until every agent serves its node.
+func (b *crashBed) ready(t *testing.T) {
+	t.Helper()
+	if r := b.run("status", "--wait", "--wait-duration", "90s"); r.code != 0 {
+		t.Errorf("status --wait: %s", r.all())
+	}
+}
+
+func (b *crashBed) rollout(t *testing.T) {
+	t.Helper()
+	b.kubectl("-n", "kube-system", "rollout", "restart", "ds/cilium")
+	b.kubectl("-n", "kube-system", "rollout", "status", "ds/cilium", "--timeout=120s")
+}
+
+// TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, with
+// LASH_CRASH_KILLS random kills; else it is a sample.
+func TestNoLoss(t *testing.T) {
+	full := os.Getenv("LASH_CRASH") != ""
+	modes := map[string][]string{"tunnel": nil}
+	if full {
+		modes["native"] = []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}
+	}
+	kills := 2
+	if full {
+		kills = 25
+	}
+	if s := os.Getenv("LASH_CRASH_KILLS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kills = n
+	}
+	for mode, flags := range modes {
+		t.Run(mode, func(t *testing.T) {
+			b := newCrashBed(t, "crash"+mode[:1], flags...)
+			b.during(t, "nothing happens", func(*testing.T) {})
+			for i := range kills {
+				node := []string{b.a, b.b}[rand.IntN(2)]
+				b.during(t, fmt.Sprintf("kill %d on %s", i, node), func(t *testing.T) { b.kill(t, node) })
+			}
+			b.during(t, "rollout restart", b.rollout)
+		})
+	}
+}
