@@ -14,7 +14,9 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
+	"unsafe"
 )
 
 // Soak is a steady load over one path for as long as something happens to it: datagrams with
@@ -35,6 +37,7 @@ type Soak struct {
 type SoakResult struct {
 	UDPSent       int   `json:"udpSent"`
 	UDPLost       int   `json:"udpLost"`
+	UDPFull       int   `json:"udpFull"` // of the lost: came back, but the socket's buffer was full
 	UDPDuplicated int   `json:"udpDuplicated"`
 	UDPReordered  int   `json:"udpReordered"`
 	UDPLongestGap int64 `json:"udpLongestGapUs"` // between two answers
@@ -120,9 +123,10 @@ func (k *soak) datagrams(ctx context.Context) {
 	}
 	_ = c.SetReadDeadline(time.Now().Add(soakLate))
 	n := <-answered
+	full := socketDrops(c)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.res.UDPSent, k.res.UDPLost = sent, sent-n
+	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-n, full
 }
 
 // count reads answers until the deadline and returns how many datagrams were answered.
@@ -168,6 +172,34 @@ func (k *soak) count(c net.Conn) int {
 	defer k.mu.Unlock()
 	k.res.UDPDuplicated, k.res.UDPReordered, k.res.UDPLongestGap = duplicated, reordered, longest.Microseconds()
 	return len(seen)
+}
+
+// socketDrops reads how many datagrams a socket had no room for: SK_MEMINFO_DROPS of SO_MEMINFO
+// (linux/sock_diag.h).
+func socketDrops(c net.Conn) int {
+	const (
+		soMemInfo = 55
+		fields    = 9
+		drops     = 8
+	)
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var info [fields]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_ = raw.Control(func(fd uintptr) {
+		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.SOL_SOCKET, soMemInfo,
+			uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel fills the buffer
+		if errno != 0 {
+			info[drops] = 0
+		}
+	})
+	return int(info[drops])
 }
 
 // flow keeps one connection and exchanges a little on it.
