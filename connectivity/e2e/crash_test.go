@@ -33,13 +33,14 @@ type path struct {
 
 // load is a soak on every path, from when it starts until stop.
 type load struct {
-	t     *testing.T
-	bed   *crashBed
-	full  int // what the server's socket had no room for before
-	stops []io.Closer
-	wg    sync.WaitGroup
-	mu    sync.Mutex
-	got   map[string]probe.SoakResult
+	t   *testing.T
+	bed *crashBed
+	// What the servers had not read before.
+	unreadControl, unreadOthers int
+	stops                       []io.Closer
+	wg                          sync.WaitGroup
+	mu                          sync.Mutex
+	got                         map[string]probe.SoakResult
 }
 
 // crashBed is a cluster with servers, clients and a control path.
@@ -148,7 +149,8 @@ func (b *crashBed) background(node string, command ...string) probe.Ready {
 // start puts load on all paths. The caller's event follows; stop collects.
 func (b *crashBed) start(t *testing.T) *load {
 	t.Helper()
-	l := &load{t: t, bed: b, full: b.serverFull(), got: map[string]probe.SoakResult{}}
+	l := &load{t: t, bed: b, got: map[string]probe.SoakResult{}}
+	l.unreadControl, l.unreadOthers = b.unread()
 	for _, p := range b.paths {
 		cmd := exec.Command(p.command[0], append(slices.Clone(p.command[1:]), p.args...)...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
@@ -177,21 +179,25 @@ func (b *crashBed) start(t *testing.T) *load {
 	return l
 }
 
-// serverFull counts the datagrams that the server's socket had no room for, since the pod began: the
-// machine was too busy to read them. All paths but the control share that socket.
-func (b *crashBed) serverFull() int {
+// unread counts the datagrams that the servers' sockets had no room for since they began, because
+// the machine was too busy to read them: those of the control path, and those of all others.
+func (b *crashBed) unread() (control, others int) {
 	b.t.Helper()
-	total := 0
-	for _, line := range strings.Split(b.kubectl("exec", "server", "--", "cat", "/proc/net/udp", "/proc/net/udp6"), "\n") {
-		if f := strings.Fields(line); len(f) > 12 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", 8082)) {
-			n, err := strconv.Atoi(f[len(f)-1])
-			if err != nil {
-				b.t.Fatal(err)
+	sum := func(table string) (total int) {
+		for _, line := range strings.Split(table, "\n") {
+			if f := strings.Fields(line); len(f) > 12 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", 8082)) {
+				n, err := strconv.Atoi(f[len(f)-1])
+				if err != nil {
+					b.t.Fatal(err)
+				}
+				total += n
 			}
-			total += n
 		}
+		return total
 	}
-	return total
+	others = sum(b.processes(b.a, "^lash-agent echo --udp 8082 --tcp 8081 ", "cat /proc/$p/net/udp /proc/$p/net/udp6")) +
+		sum(b.node("external", "cat", "/proc/net/udp", "/proc/net/udp6"))
+	return sum(b.node(b.a, "ip", "netns", "exec", "bare", "cat", "/proc/net/udp", "/proc/net/udp6")), others
 }
 
 // stop ends the load and judges it: nothing may be lost beyond what the control path loses and what
@@ -204,12 +210,13 @@ func (l *load) stop(paths []path) {
 	}
 	l.wg.Wait()
 	control, lost := l.got["control"], 0
-	full := l.bed.serverFull() - l.full
+	unreadControl, unread := l.bed.unread()
+	unread -= l.unreadOthers
 	for _, p := range paths {
 		r := l.got[p.name]
-		l.t.Logf("%-16s UDP %d sent %d lost (%d unread) %d twice, gap %.1f ms; TCP %d flows %d broken, %d exchanges, slowest %.1f ms, %d sent again; new %d, %d failed, slowest %.1f ms %v",
+		l.t.Logf("%-16s UDP %d sent %d lost (%d unread) %d twice, gap %.1f ms; TCP %d flows %d broken, %d exchanges, slowest %.1f ms, %d sent again; new %d, %d failed, slowest %.1f ms %v %v",
 			p.name, r.UDPSent, r.UDPLost, r.UDPFull, r.UDPDuplicated, ms(r.UDPLongestGap), r.Flows, r.FlowsBroken, r.Exchanges, ms(r.FlowLongest), r.Retransmits,
-			r.NewDone, r.NewFailed, ms(r.NewLongest), r.Errors)
+			r.NewDone, r.NewFailed, ms(r.NewLongest), r.Holes, r.Errors)
 		if p.control {
 			continue
 		}
@@ -219,9 +226,9 @@ func (l *load) stop(paths []path) {
 			l.t.Errorf("%s lost more than the control path", p.name)
 		}
 	}
-	if lost -= full; lost > control.UDPLost-control.UDPFull {
-		l.t.Errorf("%d datagrams were lost on the way (the server did not read %d others in time), on the control path %d",
-			lost, full, control.UDPLost-control.UDPFull)
+	onControl := control.UDPLost - control.UDPFull - (unreadControl - l.unreadControl)
+	if lost -= unread; lost > max(0, onControl) {
+		l.t.Errorf("%d datagrams were lost on the way, on the control path %d; servers did not read %d others in time", lost, onControl, unread)
 	}
 }
 
@@ -239,12 +246,18 @@ func (b *crashBed) during(t *testing.T, name string, event func(t *testing.T)) {
 // kill ends the agent of a node as the kernel would, and waits until the next one serves.
 func (b *crashBed) kill(t *testing.T, node string) {
 	t.Helper()
-	out := b.node(node, "sh", "-c", `for p in $(find /run/cilium/cgroupv2 -name cgroup.procs -exec cat {} +); do
-tr '\0' ' ' </proc/$p/cmdline 2>/dev/null | grep -q '^cilium-agent ' && kill -9 $p && echo killed $p; done; true`)
+	out := b.processes(node, "^cilium-agent ", "kill -9 $p && echo killed $p")
 	if strings.Count(out, "killed") != 1 {
 		t.Fatalf("agent of %s: %q", node, out)
 	}
 	b.ready(t)
+}
+
+// processes runs a shell command for each process $p in a node's containers whose command line matches.
+func (b *crashBed) processes(node, match, command string) string {
+	b.t.Helper()
+	return b.node(node, "sh", "-c", fmt.Sprintf(`for p in $(find /run/cilium/cgroupv2 -name cgroup.procs -exec cat {} +); do
+[ -r /proc/$p/cmdline ] && tr '\0' ' ' </proc/$p/cmdline | grep -aq '%s' && { %s; }; done 2>/dev/null; true`, match, command))
 }
 
 // ready waits until every agent serves its node.

@@ -49,6 +49,8 @@ type SoakResult struct {
 	NewDone       int   `json:"newDone"`
 	NewFailed     int   `json:"newFailed"`
 	NewLongest    int64 `json:"newLongestUs"` // from connect to the answer
+	// Holes are the first runs of datagrams that were lost, each with its time after the start.
+	Holes []string `json:"holes,omitempty"`
 	// Errors are the first of each kind.
 	Errors []string `json:"errors,omitempty"`
 }
@@ -106,7 +108,7 @@ func (k *soak) datagrams(ctx context.Context) {
 		return
 	}
 	defer c.Close()
-	answered := make(chan int, 1)
+	answered := make(chan map[uint64]bool, 1)
 	go func() { answered <- k.count(c) }()
 	sent := 0
 	start, step := time.Now(), time.Second/time.Duration(k.Rate)
@@ -122,15 +124,25 @@ func (k *soak) datagrams(ctx context.Context) {
 		sent++
 	}
 	_ = c.SetReadDeadline(time.Now().Add(soakLate))
-	n := <-answered
+	seen := <-answered
 	full := socketDrops(c)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-n, full
+	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-len(seen), full
+	for first := uint64(1); first <= uint64(sent) && len(k.res.Holes) < soakErrors; first++ {
+		last := first
+		for last <= uint64(sent) && !seen[last] {
+			last++
+		}
+		if last > first {
+			k.res.Holes = append(k.res.Holes, fmt.Sprintf("%d at %.2fs", last-first, (time.Duration(first-1)*step).Seconds()))
+			first = last
+		}
+	}
 }
 
-// count reads answers until the deadline and returns how many datagrams were answered.
-func (k *soak) count(c net.Conn) int {
+// count reads answers until the deadline and returns which datagrams were answered.
+func (k *soak) count(c net.Conn) map[uint64]bool {
 	seen := map[uint64]bool{}
 	var last, highest uint64
 	var duplicated, reordered int
@@ -171,7 +183,7 @@ func (k *soak) count(c net.Conn) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.res.UDPDuplicated, k.res.UDPReordered, k.res.UDPLongestGap = duplicated, reordered, longest.Microseconds()
-	return len(seen)
+	return seen
 }
 
 // socketDrops reads how many datagrams a socket had no room for: SK_MEMINFO_DROPS of SO_MEMINFO
