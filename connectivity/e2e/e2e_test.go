@@ -165,6 +165,7 @@ func TestLifeWithoutKubeProxy(t *testing.T) {
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 	t.Run("faults are named", c.faults)
 	t.Run("agents restart under traffic", c.restart)
+	t.Run("second network", c.secondNetwork)
 	t.Run("first packets of new pods", c.firstPackets)
 	t.Run("broken image", c.brokenImage)
 	c.ok("uninstall")
@@ -246,13 +247,10 @@ func (c *cluster) restart(t *testing.T) {
 func (c *cluster) brokenImage(t *testing.T) {
 	c.kubectl("-n", "kube-system", "set", "image", "ds/cilium", "cilium-agent=localhost/none:0")
 	var r result
-	deadline := time.Now().Add(time.Minute)
-	for time.Now().Before(deadline) {
-		if r = c.run("status"); strings.Contains(r.all(), "localhost/none:0") && strings.Contains(r.all(), "ErrImage") {
-			break
-		}
-		c.exec(10*time.Second, c.kube, "-n", "kube-system", "wait", "--for=delete", "pod", "-l", "k8s-app=none", "--timeout=1s")
-	}
+	c.until(t, "status names the image", func() (bool, string) {
+		r = c.run("status")
+		return strings.Contains(r.all(), "localhost/none:0") && strings.Contains(r.all(), "ErrImage"), r.all()
+	})
 	if r.code != 1 {
 		t.Errorf("status: code %d", r.code)
 	}
