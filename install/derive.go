@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"lash.internal/lash/install/values"
@@ -126,27 +127,14 @@ func (d *derivation) ipam() error {
 	}
 	if mode == "kubernetes" {
 		if !d.f.PodCIDRs {
-			return fmt.Errorf("ipam.mode=kubernetes needs spec.podCIDRs on every node, and %s has none: use ipam.mode=cluster-pool, or start kube-controller-manager with --allocate-node-cidrs",
+			return badOption("ipam.mode=kubernetes needs spec.podCIDRs on every node, and %s has none: use ipam.mode=cluster-pool, or start kube-controller-manager with --allocate-node-cidrs",
 				d.f.nodeWithoutPodCIDR())
 		}
 		return nil
 	}
-	for _, fam := range []struct {
-		enabled   bool
-		key, def  string
-		candidate func(i int) netip.Prefix
-	}{
-		{d.enabled("ipv4.enabled", true), "ipam.operator.clusterPoolIPv4PodCIDRList", "10.0.0.0/8", func(i int) netip.Prefix {
-			return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16)
-		}},
-		{d.enabled("ipv6.enabled", false), "ipam.operator.clusterPoolIPv6PodCIDRList", "fd00::/104", func(i int) netip.Prefix {
-			a := netip.MustParseAddr("fd00::").As16()
-			a[7] = byte(i)
-			return netip.PrefixFrom(netip.AddrFrom16(a), 104)
-		}},
-	} {
-		if fam.enabled {
-			if err := d.pool(fam.key, fam.def, fam.candidate); err != nil {
+	for _, f := range poolFamilies {
+		if f.enabled(d) {
+			if err := d.pool(f); err != nil {
 				return err
 			}
 		}
@@ -154,32 +142,121 @@ func (d *derivation) ipam() error {
 	return nil
 }
 
-// pool checks the ranges that the user gave, or finds a free one where the default overlaps.
-func (d *derivation) pool(key, def string, candidate func(int) netip.Prefix) error {
-	if given := d.get(key); given != nil {
-		for _, s := range wordsOf(given) {
-			p, err := netip.ParsePrefix(s)
-			if err != nil {
-				return fmt.Errorf("value %s: %q is not an address range such as %s", key, s, def)
-			}
-			if what := d.f.overlap(p); what != "" {
-				return fmt.Errorf("value %s: %s overlaps %s: choose a range that is free", key, p, what)
+// poolFamily is what the cluster pool of one address family is described by.
+type poolFamily struct {
+	enabled   func(*derivation) bool
+	key, def  string // value of the ranges and its default
+	maskKey   string // value of the prefix length of one node's range
+	mask      int    // its default
+	v6        bool
+	candidate func(i int) netip.Prefix // other ranges than the default
+}
+
+var poolFamilies = []poolFamily{
+	{
+		enabled: func(d *derivation) bool { return d.enabled("ipv4.enabled", true) },
+		key:     "ipam.operator.clusterPoolIPv4PodCIDRList", def: "10.0.0.0/8",
+		maskKey: "ipam.operator.clusterPoolIPv4MaskSize", mask: 24,
+		candidate: func(i int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i)}), 16) },
+	},
+	{
+		enabled: func(d *derivation) bool { return d.enabled("ipv6.enabled", false) },
+		key:     "ipam.operator.clusterPoolIPv6PodCIDRList", def: "fd00::/104",
+		maskKey: "ipam.operator.clusterPoolIPv6MaskSize", mask: 120, v6: true,
+		candidate: func(i int) netip.Prefix {
+			a := netip.MustParseAddr("fd00::").As16()
+			a[7] = byte(i)
+			return netip.PrefixFrom(netip.AddrFrom16(a), 104)
+		},
+	},
+}
+
+// pool checks the ranges that the user gave, or finds a free one where the default overlaps, and
+// then whether they can be cut into ranges of nodes.
+func (d *derivation) pool(f poolFamily) error {
+	var ranges []netip.Prefix
+	var err error
+	if given := d.get(f.key); given != nil {
+		ranges, err = d.givenRanges(f, wordsOf(given))
+	} else {
+		ranges, err = d.freeRange(f)
+	}
+	if err != nil {
+		return err
+	}
+	mask := f.mask
+	if v := d.get(f.maskKey); v != nil {
+		if mask, err = strconv.Atoi(fmt.Sprint(v)); err != nil {
+			return badOption("value %s: must be a whole number, not %v", f.maskKey, v)
+		}
+	}
+	room, nodes := 0, 0
+	for _, p := range ranges {
+		if least, most := p.Bits(), p.Addr().BitLen()-2; mask < least || mask > most {
+			return badOption("value %s: %d does not cut %s into ranges of nodes: use a number from %d to %d", f.maskKey, mask, p, least, most)
+		}
+		room += 1 << min(mask-p.Bits(), 30)
+	}
+	for i := range d.f.Nodes {
+		if d.f.Nodes[i].Labels[NoScheduleLabel] != "true" {
+			nodes++
+		}
+	}
+	if room < nodes {
+		return badOption("value %s: %s has room for %d nodes with ranges of /%d, and the cluster has %d: use a larger range, or a larger %s",
+			f.key, joined(ranges), room, mask, nodes, f.maskKey)
+	}
+	return nil
+}
+
+// givenRanges reads the ranges that the user gave.
+func (d *derivation) givenRanges(f poolFamily, words []string) ([]netip.Prefix, error) {
+	if len(words) == 0 {
+		return nil, badOption("value %s: is empty, so no pod could have an address: leave it out, or give a range such as %s", f.key, f.def)
+	}
+	var out []netip.Prefix
+	for _, s := range words {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p.Addr().Is6() != f.v6 {
+			return nil, badOption("value %s: %q is not an address range such as %s", f.key, s, f.def)
+		}
+		what := d.f.overlap(p)
+		for _, other := range out {
+			if other.Overlaps(p) {
+				what = fmt.Sprintf("the range %s of the same list", other)
 			}
 		}
-		return nil
+		if what != "" {
+			return nil, badOption("value %s: %s overlaps %s: choose a range that is free", f.key, p, what)
+		}
+		out = append(out, p)
 	}
-	what := d.f.overlap(netip.MustParsePrefix(def))
+	return out, nil
+}
+
+// freeRange is the default, or where that overlaps, the first candidate that is free.
+func (d *derivation) freeRange(f poolFamily) ([]netip.Prefix, error) {
+	def := netip.MustParsePrefix(f.def)
+	what := d.f.overlap(def)
 	if what == "" {
-		return nil
+		return []netip.Prefix{def}, nil
 	}
 	for i := range 256 {
-		if p := candidate(i); d.f.overlap(p) == "" {
+		if p := f.candidate(i); d.f.overlap(p) == "" {
 			d.say("ℹ️  The default pod range %s overlaps %s: using %s", def, what, p)
-			d.set(key, []any{p.String()})
-			return nil
+			d.set(f.key, []any{p.String()})
+			return []netip.Prefix{p}, nil
 		}
 	}
-	return fmt.Errorf("no part of %s is free for pods (%s is in the way): give --set %s={RANGE}", def, what, key)
+	return nil, fmt.Errorf("no part of %s is free for pods (%s is in the way): give --set %s={RANGE}", def, what, f.key)
+}
+
+func joined(ranges []netip.Prefix) string {
+	out := make([]string, len(ranges))
+	for i, p := range ranges {
+		out[i] = p.String()
+	}
+	return strings.Join(out, ", ")
 }
 
 // overlap says what p overlaps in the cluster, or "".
@@ -242,22 +319,22 @@ func checkValues(o Options) error {
 	switch o.DatapathMode {
 	case "", "tunnel", "native":
 	case "aws-eni", "gke", "azure", "aks-byocni":
-		return fmt.Errorf("datapath mode %s is not supported yet: use tunnel or native", o.DatapathMode)
+		return badOption("datapath mode %s is not supported yet: use tunnel or native", o.DatapathMode)
 	default:
-		return fmt.Errorf("unknown datapath mode %q: use tunnel or native", o.DatapathMode)
+		return badOption("unknown datapath mode %q: use tunnel or native", o.DatapathMode)
 	}
 	if mode, _ := lookup(o.Values, "routingMode").(string); mode != "" && o.DatapathMode != "" && mode != o.DatapathMode {
-		return fmt.Errorf("--datapath-mode %s and the value routingMode=%s contradict each other: give one of them", o.DatapathMode, mode)
+		return badOption("--datapath-mode %s and the value routingMode=%s contradict each other: give one of them", o.DatapathMode, mode)
 	}
 	notices, err := values.Check(o.Values)
 	if err != nil {
-		return err
+		return &OptionError{err}
 	}
 	for _, n := range notices {
 		o.Say("ℹ️  %s", n)
 	}
 	if name, ok := lookup(o.Values, "cluster.name").(string); ok && (len(name) > maxClusterName || !clusterNameForm.MatchString(name)) {
-		return fmt.Errorf("value cluster.name: %q must be at most %d lower-case letters, digits and dashes, with no dash at either end", name, maxClusterName)
+		return badOption("value cluster.name: %q must be at most %d lower-case letters, digits and dashes, with no dash at either end", name, maxClusterName)
 	}
 	return nil
 }

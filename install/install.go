@@ -26,6 +26,19 @@ var (
 	ErrPreflight = errors.New("the cluster is not ready for it")
 )
 
+// OptionError is a mistake in what the user asked for, as opposed to an obstacle in the cluster.
+type OptionError struct{ Err error }
+
+func (e *OptionError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the mistake itself.
+func (e *OptionError) Unwrap() error { return e.Err }
+
+// badOption makes an OptionError.
+func badOption(format string, args ...any) error {
+	return &OptionError{fmt.Errorf(format, args...)}
+}
+
 // Cluster is where to install, as the kubeconfig and the flags name it.
 type Cluster struct {
 	Clientset kubernetes.Interface
@@ -54,6 +67,15 @@ type Options struct {
 	Say func(format string, args ...any)
 }
 
+// Validate finds the mistakes that show without asking a cluster; each is an *OptionError.
+func (o Options) Validate() error {
+	if _, err := resolveVersion(o.Version); err != nil {
+		return err
+	}
+	o.Say = func(string, ...any) {} // Make tells the notices
+	return checkValues(o)
+}
+
 // Plan is all that Apply needs, and what a dry run prints.
 type Plan struct {
 	Chart    *chart.Chart
@@ -65,8 +87,8 @@ type Plan struct {
 	imageOnNode func(ctx context.Context, node, image string) (have, known bool)
 }
 
-// Make reads the cluster and returns the plan. Errors are mistakes of the user or an unreachable
-// cluster; obstacles in the cluster are findings of the plan.
+// Make reads the cluster and returns the plan. Errors are mistakes of the user (*OptionError) or an
+// unreachable cluster; obstacles in the cluster are findings of the plan.
 func Make(ctx context.Context, c *Cluster, o Options) (*Plan, error) {
 	p := &Plan{imageOnNode: o.ImageOnNode}
 	var level string
@@ -97,7 +119,7 @@ func resolveVersion(v string) (level string, err error) {
 	case isLevel(v):
 		return v, nil
 	}
-	return "", fmt.Errorf("there is no version %s: this program installs %s; a Cilium version 1.15.x or 1.16.x is accepted as compatibility level",
+	return "", badOption("there is no version %s: this program installs %s; a Cilium version 1.15.x or 1.16.x is accepted as compatibility level",
 		v, api.Version)
 }
 

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -253,6 +254,26 @@ func TestClusterPoolAvoidsWhatIsThere(t *testing.T) {
 			values:  "{ipam: {operator: {clusterPoolIPv4PodCIDRList: 172.16.0.0}}}",
 			wantErr: `"172.16.0.0" is not an address range`,
 		},
+		"of the other family": {
+			objects: []runtime.Object{node("n", "172.16.0.1")},
+			values:  "{ipam: {operator: {clusterPoolIPv4PodCIDRList: ['fd00::/104']}}}",
+			wantErr: `"fd00::/104" is not an address range such as 10.0.0.0/8`,
+		},
+		"empty list": {
+			objects: []runtime.Object{node("n", "172.16.0.1")},
+			values:  "{ipam: {operator: {clusterPoolIPv4PodCIDRList: []}}}",
+			wantErr: "clusterPoolIPv4PodCIDRList: is empty",
+		},
+		"ranges of nodes larger than the pool": {
+			objects: []runtime.Object{node("n", "172.16.0.1")},
+			values:  "{ipam: {operator: {clusterPoolIPv4PodCIDRList: 10.1.0.0/16, clusterPoolIPv4MaskSize: 12}}}",
+			wantErr: "clusterPoolIPv4MaskSize: 12 does not cut 10.1.0.0/16 into ranges of nodes: use a number from 16 to 30",
+		},
+		"IPv6 pool asked for": {
+			objects: []runtime.Object{node("n", "172.16.0.1"), serviceRange("10.96.0.0/12", "fd00::/108")},
+			values:  "{ipv6: {enabled: true}, ipam: {operator: {clusterPoolIPv6PodCIDRList: 'fd00::/100'}}}",
+			wantErr: "fd00::/100 overlaps the service range fd00::/108", pool: "",
+		},
 		"no range on a node": {
 			objects: []runtime.Object{node("a", "172.16.0.1", "10.244.0.0/24"), node("b", "172.16.0.2")},
 			values:  "{ipam: {mode: kubernetes}}", wantErr: "node b has none: use ipam.mode=cluster-pool",
@@ -411,10 +432,12 @@ func TestRefusedOptions(t *testing.T) {
 		{Options{Version: "2.0"}, "", "there is no version 2.0"},
 		{Options{}, "{kubeProxyReplacment: true}", "did you mean kubeProxyReplacement?"},
 		{Options{}, "{cluster: {name: Bad_Name}}", `"Bad_Name" must be`},
-		{Options{ChartDir: "/nonexistent"}, "", "loading the chart"},
+		{Options{ChartDir: "/nonexistent"}, "", "loading the chart in /nonexistent: "},
 	} {
 		w.opts = c.opts
-		if _, _, err := w.plan(t, c.values); err == nil || !strings.Contains(err.Error(), c.want) {
+		_, _, err := w.plan(t, c.values)
+		var oe *OptionError
+		if !errors.As(err, &oe) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
 	}

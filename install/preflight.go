@@ -14,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -36,6 +37,7 @@ type Finding struct {
 	Evidence string
 	Next     string // command or value to use next
 	Foreign  bool   // another network owns the cluster; nothing may be touched
+	Denied   bool   // the user lacks permissions
 }
 
 // preflight looks for obstacles. It only reads.
@@ -172,16 +174,19 @@ func permissions(ctx context.Context, c *Cluster, _ *Plan) ([]Finding, error) {
 		return nil, nil
 	}
 	return []Finding{{
-		Level:    Block,
+		Level: Block, Denied: true,
 		What:     "the user may not do what an installation needs",
 		Evidence: fmt.Sprintf("context %q may not %s", c.Context, strings.Join(denied, ", ")),
 		Next:     "use a user with the role cluster-admin: `lash install --context CONTEXT` or `--as USER`",
 	}}, nil
 }
 
-// Kernels below the first are refused; below the second the programs are not tested.
+// Kernels, as major*100 + minor. None below the first has what the programs need. The second is
+// the first of kernel.org that has it; vendors bring features to older ones. Below the third
+// nothing is tested.
 const (
-	minKernel    = 510 // major*100 + minor
+	minKernel    = 510
+	wholeKernel  = 518
 	testedKernel = 601
 )
 
@@ -190,7 +195,7 @@ var kernelForm = regexp.MustCompile(`^(\d+)\.(\d+)`)
 // kernels judges nodes by the version that they report; the agent probes the features themselves
 // when it starts.
 func kernels(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
-	var refused, untested, arch []string
+	var refused, doubtful, untested, arch []string
 	for i := range p.Facts.Nodes {
 		n := &p.Facts.Nodes[i]
 		info := n.Status.NodeInfo
@@ -209,6 +214,8 @@ func kernels(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
 		switch v := major*100 + minor; {
 		case v < minKernel:
 			refused = append(refused, n.Name+": "+info.KernelVersion)
+		case v < wholeKernel:
+			doubtful = append(doubtful, n.Name+": "+info.KernelVersion)
 		case v < testedKernel:
 			untested = append(untested, n.Name+": "+info.KernelVersion)
 		}
@@ -219,8 +226,9 @@ func kernels(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
 			out = append(out, Finding{Level: l, What: what, Evidence: strings.Join(list, ", "), Next: next})
 		}
 	}
-	add(Block, refused, "nodes have a kernel without the BPF features that are needed (5.10 or newer, with BTF)",
-		"upgrade these nodes, or leave them out: label them "+NoScheduleLabel+"=true and use --nodes-without-cilium")
+	leaveOut := "upgrade these nodes, or leave them out: label them " + NoScheduleLabel + "=true and use --nodes-without-cilium"
+	add(Block, refused, "nodes have a kernel without the BPF features that are needed (Linux 5.18 has them all)", leaveOut)
+	add(Ask, doubtful, "nodes have a kernel older than Linux 5.18, which has the BPF features that are needed only if its vendor brought them back", leaveOut)
 	add(Note, untested, "nodes have a kernel older than 6.1, which is not tested", "the agents say in `lash status` whether a feature is missing")
 	add(Block, arch, "nodes have a processor that there is no program for", "label them "+NoScheduleLabel+"=true and use --nodes-without-cilium")
 	return out, nil
@@ -293,9 +301,12 @@ func hasImage(n *corev1.Node, image string) bool {
 	return false
 }
 
-// services looks at who serves Services.
-func services(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
+// services looks at who serves Services, and at what a former kube-proxy has left.
+func services(ctx context.Context, c *Cluster, p *Plan) ([]Finding, error) {
 	kpr := fmt.Sprint(lookup(p.Values, "kubeProxyReplacement")) == "true"
+	if kpr && !p.Facts.KubeProxy && !p.Facts.KubeProxySkip {
+		return proxyLeftovers(ctx, c)
+	}
 	switch {
 	case kpr && p.Facts.KubeProxy:
 		return []Finding{{
@@ -311,6 +322,23 @@ func services(_ context.Context, _ *Cluster, p *Plan) ([]Finding, error) {
 		}}, nil
 	}
 	return nil, nil
+}
+
+// proxyLeftovers tells of a kube-proxy that was deleted while its rules stay on the nodes. kubeadm
+// installs its configuration together with the DaemonSet.
+func proxyLeftovers(ctx context.Context, c *Cluster) ([]Finding, error) {
+	cm, err := c.Clientset.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "kube-proxy", metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err): // one who may not look is told nothing
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("looking for leftovers of kube-proxy: %w", err)
+	}
+	return []Finding{{
+		Level: Note, What: "a kube-proxy was here: its rules stay on each node until it is restarted, and answer for Services that are gone",
+		Evidence: fmt.Sprintf("ConfigMap %s/%s, and no DaemonSet of this name", cm.Namespace, cm.Name),
+		Next:     "kubectl -n kube-system delete configmap kube-proxy, then restart the nodes or run `kube-proxy --cleanup` on each",
+	}}, nil
 }
 
 func networkPolicies(ctx context.Context, c *Cluster, _ *Plan) ([]Finding, error) {

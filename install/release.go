@@ -30,10 +30,13 @@ func loadChart(dir, level string) (*helmchart.Chart, error) {
 		c, err = loader.LoadDir(dir)
 	}
 	if err != nil {
+		if dir != "" {
+			return nil, badOption("loading the chart in %s: %w", dir, err)
+		}
 		return nil, fmt.Errorf("loading the chart: %w", err)
 	}
 	if c.Name() != chart.Name {
-		return nil, fmt.Errorf("the chart in %s is %q: this program installs charts named %q, as `lash chart export` writes them", dir, c.Name(), chart.Name)
+		return nil, badOption("the chart in %s is %q: this program installs charts named %q, as `lash chart export` writes them", dir, c.Name(), chart.Name)
 	}
 	c.Metadata.AppVersion = level
 	return c, nil

@@ -84,6 +84,10 @@ func Identity(ctx context.Context, c dynamic.Interface, number int64) (api.Ident
 	}
 	o, err := c.Resource(identitiesResource).Get(ctx, strconv.FormatInt(number, 10), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
+		// A missing object and a missing kind are the same answer.
+		if _, err := c.Resource(identitiesResource).List(ctx, metav1.ListOptions{Limit: 1}); apierrors.IsNotFound(err) {
+			return api.Identity{}, ErrNotInstalled
+		}
 		return api.Identity{}, fmt.Errorf("%w: %d", ErrNoIdentity, number)
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -116,6 +117,13 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 	if err != nil {
 		return &ExitError{Code: ExitUsage, Err: err}
 	}
+	opts := install.Options{
+		Version: f.version, ChartDir: f.chartDir, Values: user, DatapathMode: f.datapathMode,
+		NodesWithoutNetwork: f.without, HistoryMax: f.historyMax, Say: progress.Println,
+	}
+	if err := opts.Validate(); err != nil { // before anybody is asked
+		return optionError(err)
+	}
 	client, err := w.Kube.Client()
 	if err != nil {
 		return err
@@ -124,10 +132,7 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 		return err
 	}
 	target := clusterOf(client)
-	opts := install.Options{
-		Version: f.version, ChartDir: f.chartDir, Values: user, DatapathMode: f.datapathMode,
-		NodesWithoutNetwork: f.without, HistoryMax: f.historyMax, Say: progress.Println, ImageOnNode: imageOnLocalNode(client),
-	}
+	opts.ImageOnNode = imageOnLocalNode(client)
 	if !f.dryRun && !f.dryRunValues {
 		if done, err := alreadyInstalled(progress, target, !f.values.all().Empty()); done || err != nil {
 			return err
@@ -135,7 +140,7 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 	}
 	plan, err := install.Make(ctx, target, opts)
 	if err != nil {
-		return valuesError(err)
+		return optionError(err)
 	}
 	switch {
 	case f.dryRunValues:
@@ -214,8 +219,11 @@ func consent(w World, t *cliterm.Term, c *kube.Client, findings []install.Findin
 		switch f.Level {
 		case install.Block:
 			blocks++
-			if f.Foreign {
+			switch {
+			case f.Foreign:
 				kind = install.ErrForeign
+			case f.Denied && !errors.Is(kind, install.ErrForeign):
+				kind = kube.ErrForbidden
 			}
 		case install.Ask:
 			asks++

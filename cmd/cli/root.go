@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -127,7 +128,46 @@ and measures it. What it installs keeps Cilium's names, so manifests, values and
 	for _, add := range commands {
 		root.AddCommand(add(w))
 	}
+	strict(root)
 	return root
+}
+
+// strict makes every mistake in what follows a command's name a usage error: arguments, flags that
+// exclude each other, and names of commands that do not exist.
+func strict(c *cobra.Command) {
+	args := c.Args
+	if !c.Runnable() {
+		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		args = noSuchCommand
+	} else if c.HasSubCommands() {
+		args = noSuchCommand
+	}
+	c.Args = func(c *cobra.Command, given []string) error {
+		err := c.ValidateFlagGroups()
+		if err == nil && args != nil {
+			err = args(c, given)
+		}
+		if err != nil {
+			return &ExitError{Code: ExitUsage, Err: err}
+		}
+		return nil
+	}
+	for _, sub := range c.Commands() {
+		strict(sub)
+	}
+}
+
+// noSuchCommand is the error of a command that only holds others.
+func noSuchCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := ""
+	c.SuggestionsMinimumDistance = 2
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf(": did you mean %s?", strings.Join(near, " or "))
+	}
+	return fmt.Errorf("unknown command %q for %q%s", args[0], c.CommandPath(), hint)
 }
 
 // commands is the tree, in the order of --help.

@@ -75,19 +75,26 @@ func daemonSet(ready int32) *appsv1.DaemonSet {
 	}
 }
 
+// release is a Helm release as Helm itself stores it: chart is NAME-VERSION.
 func release(t *testing.T, chart, app string, revision int) *corev1.Secret {
 	t.Helper()
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
-	err := json.NewEncoder(z).Encode(map[string]any{"chart": map[string]any{"metadata": map[string]any{"name": "lash", "version": chart, "appVersion": app}}})
+	name, version, _ := strings.Cut(chart, "-")
+	err := json.NewEncoder(z).Encode(map[string]any{
+		"name": "cilium", "namespace": "kube-system", "version": revision,
+		"info":  map[string]any{"status": "deployed", "last_deployed": "2026-01-02T03:04:05Z"},
+		"chart": map[string]any{"metadata": map[string]any{"name": name, "version": version, "appVersion": app, "apiVersion": "v2"}},
+	})
 	if err := errors.Join(err, z.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: fmt.Sprintf("sh.helm.release.v1.cilium.v%d", revision), Namespace: "kube-system",
-			Labels: map[string]string{"owner": "helm", "name": "cilium", "version": fmt.Sprint(revision)},
+			Labels: map[string]string{"owner": "helm", "name": "cilium", "status": "deployed", "version": fmt.Sprint(revision)},
 		},
+		Type: "helm.sh/release.v1",
 		Data: map[string][]byte{"release": []byte(base64.StdEncoding.EncodeToString(b.Bytes()))},
 	}
 }
@@ -107,7 +114,7 @@ func healthy(t *testing.T) []runtime.Object {
 			Spec:       appsv1.DeploymentSpec{Replicas: &one},
 			Status:     appsv1.DeploymentStatus{Replicas: 1, UpdatedReplicas: 1, ReadyReplicas: 1, AvailableReplicas: 1},
 		},
-		release(t, "0.0.9", "1.16.5", 1), release(t, "0.1.0", "1.16.5", 2),
+		release(t, "lash-0.0.9", "1.16.5", 1), release(t, "lash-0.1.0", "1.16.5", 2),
 	}
 	for _, n := range []string{"a", "b"} {
 		out = append(out, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: n, Namespace: "default"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}})

@@ -14,7 +14,6 @@ import (
 	"lash.internal/lash/cmd/kube"
 	cliterm "lash.internal/lash/cmd/term"
 	"lash.internal/lash/install"
-	"lash.internal/lash/install/values"
 )
 
 type upgradeFlags struct {
@@ -71,6 +70,12 @@ func runUpgrade(ctx context.Context, w World, f *upgradeFlags) error {
 	if err != nil {
 		return &ExitError{Code: ExitUsage, Err: err}
 	}
+	opts := install.Options{
+		Version: f.version, ChartDir: f.chartDir, Values: user, HistoryMax: f.historyMax, Say: progress.Println,
+	}
+	if err := opts.Validate(); err != nil {
+		return optionError(err)
+	}
 	client, err := w.Kube.Client()
 	if err != nil {
 		return err
@@ -78,11 +83,9 @@ func runUpgrade(ctx context.Context, w World, f *upgradeFlags) error {
 	if _, err := client.Check(ctx); err != nil {
 		return err
 	}
-	change, err := install.Upgrade(clusterOf(client), install.Options{
-		Version: f.version, ChartDir: f.chartDir, Values: user, HistoryMax: f.historyMax, Say: progress.Println,
-	}, f.mode())
+	change, err := install.Upgrade(clusterOf(client), opts, f.mode())
 	if err != nil {
-		return valuesError(err)
+		return optionError(err)
 	}
 	if f.dryRunValues {
 		text, err := install.YAML(change.Values)
@@ -120,9 +123,10 @@ func restartPods(ctx context.Context, c *kube.Client) error {
 	return nil
 }
 
-// valuesError marks mistakes in values as mistakes in the command line.
-func valuesError(err error) error {
-	if errors.Is(err, values.ErrUnknown) || errors.Is(err, values.ErrUnsupported) || errors.Is(err, values.ErrType) {
+// optionError gives mistakes of the user the exit code of a wrong command line.
+func optionError(err error) error {
+	var oe *install.OptionError
+	if errors.As(err, &oe) {
 		return &ExitError{Code: ExitUsage, Err: err}
 	}
 	return err

@@ -40,7 +40,7 @@ func (c *Client) Explain(err error) error {
 	case err == nil, errors.Is(err, ErrConfig), errors.Is(err, ErrUnreachable), errors.Is(err, ErrForbidden):
 		return err
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("%w: the API server %s does not accept the credentials of context %q: %w",
+		return fmt.Errorf("%w: the API server %s does not accept the credentials of context %q: %w; log in again, or try another user (--context, --as)",
 			ErrForbidden, c.Server, c.Context, err)
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("%w: %w; try another user (--context, --as) or ask for the permission", ErrForbidden, err)
