@@ -16,6 +16,7 @@ import (
 
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/datapath/dump"
+	"lash.internal/lash/agent/kube"
 	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/rest"
 )
@@ -181,5 +182,17 @@ func (a *Agent) controllers() []api.Controller {
 	for _, c := range a.chains() {
 		loops = append(loops, c.Status()...)
 	}
-	return rest.ControllersOf(loops, time.Now())
+	return rest.ControllersOf(append(loops, writerLoops(a.source.WriterHealth())...), time.Now())
+}
+
+// writerLoops shows the writers of Kubernetes objects as what they are, loops.
+func writerLoops(all []kube.WriterHealth) []reconcile.Status {
+	var out []reconcile.Status
+	for _, w := range all {
+		out = append(out, reconcile.Status{
+			Name: w.Kind, Chain: "kubernetes", Synced: w.Pending == 0, Pending: w.Pending, OldestPending: w.Since,
+			LastError: w.Error, LastErrorAt: w.At, Sets: uint64(w.Writes), Failures: uint64(w.Failures),
+		})
+	}
+	return out
 }

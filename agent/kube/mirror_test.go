@@ -131,3 +131,46 @@ func TestNetworkPoliciesAreCounted(t *testing.T) {
 		t.Errorf("%d policies", c.len())
 	}
 }
+
+// TestClaimsKeepTheirAge: a change of an older object is no new claim, and a relist, which comes
+// sorted by name, goes by the age of the objects.
+func TestClaimsKeepTheirAge(t *testing.T) {
+	at := func(e *ciliumio.Endpoint, sec int64) *ciliumio.Endpoint {
+		e.CreationTimestamp = metav1.Unix(sec, 0)
+		return e
+	}
+	// ToUnstructured leaves the time out, which only the server writes.
+	wire := func(e *ciliumio.Endpoint) any {
+		u, err := ciliumio.ToUnstructured(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.SetCreationTimestamp(e.CreationTimestamp)
+		return u
+	}
+	old := wire(at(endpoint("z-old", "192.0.2.2", "10.1.2.3", 300), 100))
+	young := wire(at(endpoint("a-young", "192.0.2.2", "10.1.2.3", 400), 200))
+	ip := netip.MustParseAddr("10.1.2.3")
+	for name, steps := range map[string]func(*endpointSink) []error{
+		"relist":            func(s *endpointSink) []error { return []error{s.Replace([]any{young, old}, "")} },
+		"the old is edited": func(s *endpointSink) []error { return []error{s.Add(old), s.Add(young), s.Update(old)} },
+		"relist of both": func(s *endpointSink) []error {
+			return []error{s.Add(old), s.Add(young), s.Replace([]any{young, old}, "")}
+		},
+	} {
+		tables := state.NewTables()
+		s := newEndpointSink(tables.DB, tables.RemoteIPs, func(netip.Addr) bool { return false }, func(state.Name) {})
+		for _, err := range steps(s) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r, _ := tables.RemoteIPs.Get(ip); r.Identity != 400 {
+			t.Errorf("%s: the address is of %s", name, r.Pod)
+		}
+		_ = s.Delete(young)
+		if r, _ := tables.RemoteIPs.Get(ip); r.Identity != 300 {
+			t.Errorf("%s: after the young one is gone the address is of %s", name, r.Pod)
+		}
+	}
+}

@@ -5,7 +5,11 @@ package kube
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"lash.internal/lash/agent/kube/ciliumio"
 	"lash.internal/lash/agent/state"
@@ -79,42 +83,54 @@ func (s *endpointSink) put(obj any, touched map[netip.Addr]struct{}) (name state
 	}
 	e.ManagedFields = nil
 	name = state.Name{Namespace: e.Namespace, Name: e.Name}
-	mine = s.remove(name, touched)
-	if e.Status.Networking == nil {
-		return name, mine
+	_, mine = s.local[name]
+	delete(s.local, name)
+	var rows []state.RemoteIP
+	if e.Status.Networking != nil {
+		node, err := netip.ParseAddr(e.Status.Networking.Node)
+		switch {
+		case err != nil:
+		case s.isLocal(node):
+			s.local[name], mine = e, true
+		default:
+			rows = remoteRows(e, node)
+		}
 	}
-	node, err := netip.ParseAddr(e.Status.Networking.Node)
-	if err != nil {
-		return name, mine
-	}
-	if s.isLocal(node) {
-		s.local[name] = e
-		return name, true
-	}
-	rows := remoteRows(e, node)
-	s.remote[name] = rows
-	for _, r := range rows {
-		s.claims[r.IP] = append(s.claims[r.IP], name)
-		touched[r.IP] = struct{}{}
-	}
+	s.claim(name, rows, touched)
 	return name, mine
+}
+
+// claim makes rows all that an object claims. A claim that goes on keeps its age.
+func (s *endpointSink) claim(name state.Name, rows []state.RemoteIP, touched map[netip.Addr]struct{}) {
+	before := s.remote[name]
+	claims := func(list []state.RemoteIP, ip netip.Addr) bool {
+		return slices.ContainsFunc(list, func(r state.RemoteIP) bool { return r.IP == ip })
+	}
+	for _, r := range before {
+		touched[r.IP] = struct{}{}
+		if claims(rows, r.IP) {
+			continue
+		}
+		s.claims[r.IP] = slices.DeleteFunc(s.claims[r.IP], func(n state.Name) bool { return n == name })
+		if len(s.claims[r.IP]) == 0 {
+			delete(s.claims, r.IP)
+		}
+	}
+	for _, r := range rows {
+		touched[r.IP] = struct{}{}
+		if !claims(before, r.IP) && !slices.Contains(s.claims[r.IP], name) {
+			s.claims[r.IP] = append(s.claims[r.IP], name)
+		}
+	}
+	s.remote[name] = rows
+	if len(rows) == 0 {
+		delete(s.remote, name)
+	}
 }
 
 // remove forgets an object and says whether it was one of this node.
 func (s *endpointSink) remove(name state.Name, touched map[netip.Addr]struct{}) bool {
-	for _, r := range s.remote[name] {
-		kept := s.claims[r.IP][:0]
-		for _, n := range s.claims[r.IP] {
-			if n != name {
-				kept = append(kept, n)
-			}
-		}
-		if s.claims[r.IP] = kept; len(kept) == 0 {
-			delete(s.claims, r.IP)
-		}
-		touched[r.IP] = struct{}{}
-	}
-	delete(s.remote, name)
+	s.claim(name, nil, touched)
 	_, mine := s.local[name]
 	delete(s.local, name)
 	return mine
@@ -186,6 +202,9 @@ func (s *endpointSink) Replace(objs []any, _ string) error {
 	for n := range s.local {
 		gone[n] = struct{}{}
 	}
+	// A list is sorted by name; claims are as old as their objects.
+	objs = slices.Clone(objs)
+	slices.SortStableFunc(objs, func(a, b any) int { return createdAt(a).Compare(createdAt(b)) })
 	for _, obj := range objs {
 		name, mine := s.put(obj, touched)
 		delete(gone, name)
@@ -206,6 +225,14 @@ func (s *endpointSink) Replace(objs []any, _ string) error {
 		s.changed(n)
 	}
 	return nil
+}
+
+// createdAt is when an object was created, zero when it does not say.
+func createdAt(obj any) time.Time {
+	if m, err := meta.Accessor(objectOf(obj)); err == nil {
+		return m.GetCreationTimestamp().Time
+	}
+	return time.Time{}
 }
 
 // Resync implements cache.ReflectorStore; there is nothing to do again.

@@ -118,7 +118,7 @@ func (s *Source) waitLocal(ctx context.Context, ok func(state.Node) bool, what s
 			return state.Node{}, fmt.Errorf("waiting for %s %s: %w", what, s.o.NodeName, ctx.Err())
 		case <-changed:
 		case <-remind.C:
-			s.log.Warn("still waiting for "+what, "node", s.o.NodeName, "api", s.problems())
+			s.log.Warn("still waiting for "+what, "node", s.o.NodeName, "api", s.problems(), "operator", s.operatorError())
 		}
 	}
 }
@@ -189,6 +189,16 @@ func (s *Source) problems() string {
 
 // WriterHealth lists the writers of Kubernetes objects and their last errors.
 func (s *Source) WriterHealth() []WriterHealth { return s.writes.health() }
+
+// operatorError is why the operator could not give this node pod CIDRs, empty when it could or has
+// not tried.
+func (s *Source) operatorError() string {
+	_, c := s.nodes.localNode()
+	if c == nil {
+		return ""
+	}
+	return c.Status.IPAM.OperatorStatus.Error
+}
 
 // counter counts objects of a kind that is not enforced and says so when there are any.
 type counter struct {

@@ -31,19 +31,33 @@ const (
 	auditEvery = 5 * time.Minute
 )
 
+// What this node writes, as status output names it.
+const (
+	writeCiliumNode     = "ciliumnode"
+	writeNodeCondition  = "node-condition"
+	writeCiliumEndpoint = "ciliumendpoint"
+)
+
 // writeKey names one object that this node writes.
 type writeKey struct {
-	kind string // "node", "condition" or "endpoint"
+	kind string
 	name state.Name
 }
 
 // WriterHealth is the state of one kind of written objects.
 type WriterHealth struct {
-	Kind     string    `json:"kind"`
-	Writes   int       `json:"writes"`
-	Failures int       `json:"failures"`
-	Error    string    `json:"error,omitempty"` // of the newest attempt
-	At       time.Time `json:"at"`
+	Kind     string
+	Writes   int
+	Failures int       // attempts, since the start
+	Pending  int       // objects whose newest attempt failed
+	Error    string    // of one of these
+	Since    time.Time // of the oldest of these
+	At       time.Time // of the newest attempt
+}
+
+type failure struct {
+	text  string
+	since time.Time
 }
 
 // writers keeps the objects that describe this node as the tables say. It is level-triggered: a
@@ -53,48 +67,75 @@ type writers struct {
 	s     *Source
 	queue workqueue.TypedRateLimitingInterface[writeKey]
 
-	mu    sync.Mutex
-	kinds map[string]*WriterHealth
+	mu      sync.Mutex
+	kinds   map[string]*WriterHealth // without what follows from failing
+	failing map[writeKey]failure
 }
 
 func newWriters(s *Source) *writers {
 	limit := workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](100*time.Millisecond, 30*time.Second)
-	return &writers{s: s, queue: workqueue.NewTypedRateLimitingQueue(limit), kinds: map[string]*WriterHealth{}}
+	return &writers{
+		s: s, queue: workqueue.NewTypedRateLimitingQueue(limit),
+		kinds: map[string]*WriterHealth{}, failing: map[writeKey]failure{},
+	}
 }
 
 func (w *writers) pokeNode() {
-	w.queue.Add(writeKey{kind: "node"})
-	w.queue.Add(writeKey{kind: "condition"})
+	w.queue.Add(writeKey{kind: writeCiliumNode})
+	w.queue.Add(writeKey{kind: writeNodeCondition})
 }
 
-func (w *writers) pokeEndpoint(n state.Name) { w.queue.Add(writeKey{kind: "endpoint", name: n}) }
+func (w *writers) pokeEndpoint(n state.Name) {
+	w.queue.Add(writeKey{kind: writeCiliumEndpoint, name: n})
+}
 
 func (w *writers) health() []WriterHealth {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := make([]WriterHealth, 0, len(w.kinds))
 	for _, k := range slices.Sorted(maps.Keys(w.kinds)) {
-		out = append(out, *w.kinds[k])
+		h := *w.kinds[k]
+		first := writeKey{}
+		for key, f := range w.failing {
+			if key.kind != k {
+				continue
+			}
+			h.Pending++
+			if h.Since.IsZero() || f.since.Before(h.Since) {
+				h.Since = f.since
+			}
+			if name := key.name.String(); h.Pending == 1 || name < first.name.String() {
+				first, h.Error = key, f.text
+			}
+		}
+		out = append(out, h)
 	}
 	return out
 }
 
-func (w *writers) note(kind string, wrote bool, err error) {
+func (w *writers) note(key writeKey, wrote bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := w.kinds[kind]
+	h := w.kinds[key.kind]
 	if h == nil {
-		h = &WriterHealth{Kind: kind}
-		w.kinds[kind] = h
+		h = &WriterHealth{Kind: key.kind}
+		w.kinds[key.kind] = h
 	}
-	h.At, h.Error = time.Now(), ""
+	h.At = time.Now()
 	if wrote {
 		h.Writes++
 	}
-	if err != nil {
-		h.Failures++
-		h.Error = err.Error()
+	if err == nil {
+		delete(w.failing, key)
+		return
 	}
+	h.Failures++
+	f := w.failing[key]
+	if f.since.IsZero() {
+		f.since = h.At
+	}
+	f.text = err.Error()
+	w.failing[key] = f
 }
 
 func (w *writers) run(ctx context.Context) {
@@ -122,14 +163,14 @@ func (w *writers) one(ctx context.Context) bool {
 	var wrote bool
 	var err error
 	switch key.kind {
-	case "node":
+	case writeCiliumNode:
 		wrote, err = w.writeNode(rctx)
-	case "condition":
+	case writeNodeCondition:
 		wrote, err = w.writeCondition(rctx)
-	case "endpoint":
+	case writeCiliumEndpoint:
 		wrote, err = w.writeEndpoint(rctx, key.name)
 	}
-	w.note(key.kind, wrote, err)
+	w.note(key, wrote, err)
 	if err != nil && ctx.Err() == nil {
 		if w.queue.NumRequeues(key) > 2 {
 			w.s.log.Warn("cannot write Kubernetes object, will try again", "kind", key.kind, "name", key.name.String(), "error", err)
@@ -141,26 +182,39 @@ func (w *writers) one(ctx context.Context) bool {
 	return true
 }
 
-// watchEndpoints turns changes of the Endpoints table into keys, and repeats all of them now
-// and then.
+// watchEndpoints turns changes of the tables that CiliumEndpoints are made of into keys, and repeats
+// all of them now and then.
 func (w *writers) watchEndpoints(ctx context.Context) {
 	t := w.s.t.Endpoints
-	cur := t.Changes()
-	defer cur.Close()
+	eps, pods := t.Changes(), w.s.t.Pods.Changes()
+	defer eps.Close()
+	defer pods.Close()
+	node := ""
 	audit := time.NewTicker(auditEvery)
 	defer audit.Stop()
 	_, ready := t.Initialized()
 	for {
-		changes, next := cur.Next()
+		changes, moreEps := eps.Next()
 		for _, c := range changes {
 			if c.Row.Pod.Name != "" {
 				w.pokeEndpoint(c.Row.Pod)
 			}
 		}
+		podChanges, morePods := pods.Next()
+		for _, c := range podChanges {
+			w.pokeEndpoint(c.Key)
+		}
+		moved := w.s.t.Nodes.Watch()
+		if ip := w.nodeIP(); ip != node {
+			node = ip
+			w.pokeAll()
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-next:
+		case <-moreEps:
+		case <-morePods:
+		case <-moved:
 		case <-ready:
 			ready = nil
 			w.pokeAll()
@@ -241,6 +295,9 @@ func (w *writers) writeNode(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("get CiliumNode %s: %w", w.s.o.NodeName, err)
 	}
+	if w.s.routers.Load() == nil {
+		return false, nil // an object of an earlier run that the watch has not brought yet
+	}
 	var have ciliumio.Node
 	if err := ciliumio.FromUnstructured(u, &have); err != nil {
 		return false, err
@@ -249,7 +306,7 @@ func (w *writers) writeNode(ctx context.Context) (bool, error) {
 	if equality.Semantic.DeepEqual(want, have) {
 		return false, nil
 	}
-	obj, err := ciliumio.ToUnstructured(&want)
+	obj, err := ciliumio.Apply(u, &have, &want)
 	if err != nil {
 		return false, err
 	}
@@ -338,6 +395,9 @@ func (w *writers) writeEndpoint(ctx context.Context, name state.Name) (bool, err
 	if have != nil && equality.Semantic.DeepEqual(w.wantEndpoint(ep, *have), *have) {
 		return false, nil
 	}
+	if w.nodeIP() == "" {
+		return false, nil // of use to nobody; its turn comes with the address
+	}
 	if have != nil {
 		if wrote, err := w.updateEndpoint(ctx, name, ep); !apierrors.IsNotFound(err) {
 			return wrote, err
@@ -398,7 +458,7 @@ func (w *writers) wantEndpoint(e state.Endpoint, have ciliumio.Endpoint) ciliumi
 			K8sPodName:      e.Pod.Name,
 			PodName:         e.Pod.String(),
 		},
-		Identity:   &ciliumio.EndpointIdentity{ID: int64(e.Identity), Labels: e.Labels},
+		Identity:   &ciliumio.EndpointIdentity{ID: int64(e.Identity), Labels: state.LabelTexts(e.Labels)},
 		Networking: &ciliumio.EndpointNetworking{Node: w.nodeIP()},
 		Policy: &ciliumio.EndpointPolicy{
 			Ingress: &ciliumio.PolicyDirection{State: "<status disabled>"},

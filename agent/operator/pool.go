@@ -141,8 +141,9 @@ func (p *pool) settle(ctx context.Context, n *ciliumio.Node, problem error) erro
 		if err := ciliumio.FromUnstructured(u, &cur); err != nil {
 			return err
 		}
-		cur.Spec.IPAM.PodCIDRs = next.Spec.IPAM.PodCIDRs
-		obj, err := ciliumio.ToUnstructured(&cur)
+		given := cur
+		given.Spec.IPAM.PodCIDRs = next.Spec.IPAM.PodCIDRs
+		obj, err := ciliumio.Apply(u, &cur, &given)
 		if err != nil {
 			return err
 		}
@@ -177,8 +178,9 @@ func (p *pool) report(ctx context.Context, n *ciliumio.Node, problem error) erro
 	if err := ciliumio.FromUnstructured(u, &cur); err != nil {
 		return err
 	}
-	cur.Status.IPAM.OperatorStatus.Error = msg
-	obj, err := ciliumio.ToUnstructured(&cur)
+	told := cur
+	told.Status.IPAM.OperatorStatus.Error = msg
+	obj, err := ciliumio.Apply(u, &cur, &told)
 	if err != nil {
 		return err
 	}

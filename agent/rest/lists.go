@@ -59,7 +59,7 @@ func (s *Server) endpointModel(ep state.Endpoint) api.Endpoint {
 			K8sNamespace: ep.Pod.Namespace,
 			K8sPodName:   ep.Pod.Name,
 		},
-		Labels: &api.LabelStatus{SecurityRelevant: sortedCopy(ep.Labels)},
+		Labels: &api.LabelStatus{SecurityRelevant: labelTexts(ep.Labels)},
 		Networking: &api.EndpointNetworking{
 			ContainerIfName: ep.ContainerIf,
 			HostMAC:         ep.NodeMAC.String(),
@@ -150,7 +150,7 @@ func (s *Server) identityModel(id state.IdentityID, fallback []string) api.Ident
 	} else if l, ok := reserved[id]; ok {
 		labels = l
 	}
-	labels = sortedCopy(labels)
+	labels = labelTexts(labels)
 	return api.Identity{ID: int64(id), Labels: labels, LabelsSHA256: LabelsHash(labels)}
 }
 
@@ -367,11 +367,9 @@ func localOrCluster(local bool) string {
 	return "Cluster"
 }
 
-func sortedCopy(in []string) []string {
-	out := slices.Clone(in)
-	if out == nil {
-		out = []string{}
-	}
+// labelTexts are sorted labels as people read them, never nil.
+func labelTexts(in []string) []string {
+	out := state.LabelTexts(in)
 	slices.Sort(out)
 	return out
 }

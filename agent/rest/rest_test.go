@@ -211,3 +211,19 @@ func (enabled) Enabled(context.Context, slog.Level) bool { return true }
 
 func (e enabled) WithAttrs(a []slog.Attr) slog.Handler { return enabled{e.Handler.WithAttrs(a)} }
 func (e enabled) WithGroup(n string) slog.Handler      { return enabled{e.Handler.WithGroup(n)} }
+
+// TestLabelsWithoutAValue are "source:key" for people, and hashed as Cilium hashes them.
+func TestLabelsWithoutAValue(t *testing.T) {
+	tables := state.NewTables()
+	w := tables.DB.WriteTxn()
+	tables.Identities.Insert(w, state.Identity{ID: 300, Labels: []string{"k8s:app=a", "k8s:edge="}})
+	w.Commit()
+	_, body := get(t, New(Sources{Tables: tables}).Handler(), "/v1/identity/300")
+	var id api.Identity
+	if err := json.Unmarshal([]byte(body), &id); err != nil {
+		t.Fatal(err)
+	}
+	if len(id.Labels) != 2 || id.Labels[1] != "k8s:edge" || id.LabelsSHA256 != LabelsHash([]string{"k8s:app=a", "k8s:edge="}) {
+		t.Errorf("%+v", id)
+	}
+}

@@ -109,6 +109,15 @@ type NamedPort struct {
 	Protocol string `json:"protocol"` // TCP, UDP or SCTP
 }
 
+// LabelTexts gives labels as people read them: a label without a value is "source:key".
+func LabelTexts(labels []string) []string {
+	out := make([]string, len(labels))
+	for i, l := range labels {
+		out[i] = strings.TrimSuffix(l, "=")
+	}
+	return out
+}
+
 // RemoteIP says who an address of another node's pod is. It comes from a CiliumEndpoint.
 type RemoteIP struct {
 	IP       netip.Addr

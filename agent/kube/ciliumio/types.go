@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package ciliumio holds the kinds of API group cilium.io that the node program and its operator
-// read and write. Only the fields in use are declared; writers change objects in place, so that
+// read and write. Only the fields in use are declared; writers change objects with Apply, so that
 // fields of others survive.
 package ciliumio
 
@@ -178,6 +178,42 @@ func FromUnstructured(in any, obj any) error {
 		return fmt.Errorf("decode %s %s: %w", u.GetKind(), u.GetName(), err)
 	}
 	return nil
+}
+
+// Apply lays the changes that were made to a decoded object on top of the object itself: before is
+// what FromUnstructured gave, after what it became. Fields that are not declared here stay as they
+// are, also inside of declared ones; lists are replaced as a whole.
+func Apply(u *unstructured.Unstructured, before, after any) (*unstructured.Unstructured, error) {
+	old, err := ToUnstructured(before)
+	if err != nil {
+		return nil, err
+	}
+	next, err := ToUnstructured(after)
+	if err != nil {
+		return nil, err
+	}
+	out := u.DeepCopy()
+	overlay(out.Object, old.Object, next.Object)
+	return out, nil
+}
+
+// overlay makes in m the changes that lead from old to next.
+func overlay(m, old, next map[string]any) {
+	for k := range old {
+		if _, ok := next[k]; !ok {
+			delete(m, k)
+		}
+	}
+	for k, v := range next {
+		inner, ok := v.(map[string]any)
+		have, had := m[k].(map[string]any)
+		if !ok || !had {
+			m[k] = v
+			continue
+		}
+		was, _ := old[k].(map[string]any)
+		overlay(have, was, inner)
+	}
 }
 
 // ToUnstructured gives obj (*Identity, *Endpoint or *Node) in the form the dynamic client wants,
