@@ -219,6 +219,15 @@ func (c Config) check() error {
 	if !c.ClusterPool {
 		return nil
 	}
+	for _, f := range []struct {
+		on   bool
+		pool []netip.Prefix
+		key  string
+	}{{c.IPv4, c.IPv4Pool, "cluster-pool-ipv4-cidr"}, {c.IPv6, c.IPv6Pool, "cluster-pool-ipv6-cidr"}} {
+		if f.on && len(f.pool) == 0 {
+			return fmt.Errorf("%w: %s is empty: give a range, or use ipam=kubernetes", ErrConfig, f.key)
+		}
+	}
 	if _, err := newSubnets(c.IPv4Pool, c.IPv4Mask); c.IPv4 && err != nil {
 		return fmt.Errorf("%w: cluster-pool-ipv4-cidr, cluster-pool-ipv4-mask-size: %w", ErrConfig, err)
 	}

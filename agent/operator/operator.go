@@ -20,7 +20,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -28,20 +27,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/tools/leaderelection"
-	"k8s.io/client-go/tools/leaderelection/resourcelock"
 
 	"lash.internal/lash/agent/kube"
 )
-
-// leaseName is the lease that the working replica holds.
-const leaseName = "cilium-operator-resource-lock"
-
-// ErrLostLease says that another replica has taken over. The process should end: what it knows is
-// stale.
-var ErrLostLease = errors.New("the lease " + leaseName + " was lost")
 
 // Operator is the cluster-wide part of the control plane.
 type Operator struct {
@@ -104,20 +93,13 @@ func Main(ctx context.Context, args []string, env func(string) string) error {
 // Run serves health and metrics, waits for the lease and works until ctx is done. It returns
 // ErrLostLease when another replica took over.
 func (o *Operator) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	watchdog := leaderelection.NewLeaderHealthzAdaptor(20 * time.Second)
+	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	health := http.NewServeMux()
-	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		if err := watchdog.Check(r); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		_, _ = w.Write([]byte("ok"))
-	})
-	if err := o.serve(ctx, &wg, o.cfg.APIServeAddr, health); err != nil {
+	defer cancel()
+	watchdog := leaderelection.NewLeaderHealthzAdaptor(20 * time.Second)
+	lease := o.lease()
+	if err := o.serve(ctx, &wg, o.cfg.APIServeAddr, healthz(watchdog, lease)); err != nil {
 		return err
 	}
 	if o.cfg.PrometheusAddr != "" {
@@ -127,52 +109,25 @@ func (o *Operator) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	elector, err := o.elector(watchdog, func(ctx context.Context) {
-		if err := o.work(ctx); err != nil && ctx.Err() == nil {
-			cancel(err)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	outer := ctx
-	elector.Run(ctx)
-	if outer.Err() == nil {
-		cancel(ErrLostLease)
-	}
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return o.lead(ctx, lease, watchdog)
 }
 
-func (o *Operator) elector(watchdog *leaderelection.HealthzAdaptor, work func(context.Context)) (*leaderelection.LeaderElector, error) {
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("name of this replica: %w", err)
-	}
-	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Name: leaseName,
-		Lock: &resourcelock.LeaseLock{
-			LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: o.cfg.AgentNamespace},
-			Client:     o.client.Kubernetes.CoordinationV1(),
-			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + string(uuid.NewUUID())[:8]},
-		},
-		LeaseDuration:   15 * time.Second,
-		RenewDeadline:   10 * time.Second,
-		RetryPeriod:     2 * time.Second,
-		ReleaseOnCancel: true,
-		WatchDog:        watchdog,
-		Callbacks: leaderelection.LeaderCallbacks{
-			OnStartedLeading: work,
-			OnStoppedLeading: func() { o.log.Info("lease given up") },
-			OnNewLeader:      func(who string) { o.log.Info("leader", "replica", who) },
-		},
+// healthz answers the kubelet's probes. With query "ready" it also says whether the lease can be
+// had or watched at all.
+func healthz(watchdog *leaderelection.HealthzAdaptor, l *lease) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		err := watchdog.Check(r)
+		if r.URL.Query().Has("ready") {
+			err = errors.Join(err, l.problem())
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write([]byte("ok"))
 	})
-	if err != nil {
-		return nil, fmt.Errorf("leader election: %w", err)
-	}
-	return e, nil
+	return mux
 }
 
 // serve answers HTTP on addr until ctx is done.
