@@ -40,9 +40,6 @@ const (
 	ClusterMesh = "clustermesh-apiserver"
 )
 
-// listLimit is how long the API server may take to answer all lists.
-const listLimit = 10 * time.Second
-
 // ErrNoAnswer means that the API server takes requests and does not answer them.
 var ErrNoAnswer = errors.New("the API server does not answer")
 
@@ -76,8 +73,9 @@ type Collector struct {
 	Namespace string
 	Release   string // Helm release
 	Workers   int    // agents asked at a time; 0 means 5
-	// ExecTimeout bounds the question to one agent; 0 means 10 s.
-	ExecTimeout time.Duration
+	// ListTimeout is how long the API server may take to answer all lists, ExecTimeout bounds the
+	// question to one agent; 0 means 10 s.
+	ListTimeout, ExecTimeout time.Duration
 }
 
 // Problem is something that is wrong, or that the user should know.
@@ -107,6 +105,8 @@ type PodState struct {
 type PodsCount struct {
 	All      int `json:"all"`
 	ByCilium int `json:"by_cilium"`
+	// A number that could not be found out is 0, and CollectionErrors says why.
+	AllUnknown, ByCiliumUnknown bool `json:"-"`
 }
 
 // Status is the whole picture. Maps are by workload, then by pod, image or phase.
@@ -198,8 +198,8 @@ func (c *Collector) Collect(ctx context.Context) (*Status, error) {
 		CiliumEndpoints: map[string][]api.Endpoint{}, Errors: map[string]map[string]Problems{},
 		CollectionErrors: []string{}, ConfigErrors: []string{},
 	}}
-	agentCtx := ctx
-	ctx, cancel := context.WithTimeout(ctx, listLimit)
+	agentCtx, limit := ctx, orTenSeconds(c.ListTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	// The agents are asked as soon as the pods of the namespace are known; the other lists are
 	// read meanwhile.
@@ -233,7 +233,7 @@ func (c *Collector) Collect(ctx context.Context) (*Status, error) {
 	asked.Wait()
 	if needed != nil {
 		if agentCtx.Err() == nil && ctx.Err() != nil {
-			needed = fmt.Errorf("%w within %s: %w", ErrNoAnswer, listLimit, needed)
+			needed = fmt.Errorf("%w within %s: %w", ErrNoAnswer, limit, needed)
 		}
 		return nil, needed
 	}
@@ -245,6 +245,13 @@ func (c *Collector) Collect(ctx context.Context) (*Status, error) {
 		g.out.Code = 1
 	}
 	return g.out, nil
+}
+
+func orTenSeconds(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 10 * time.Second
+	}
+	return d
 }
 
 // parallel runs all functions at once and returns the first error in their order.
@@ -277,6 +284,7 @@ func (g *gather) optional(ctx context.Context) {
 			l, err := g.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "status.phase!=Succeeded,status.phase!=Failed"})
 			if err != nil {
 				failed("listing pods", err)
+				g.out.PodsCount.AllUnknown = true
 				return nil
 			}
 			for _, p := range l.Items {
@@ -293,6 +301,7 @@ func (g *gather) optional(ctx context.Context) {
 				g.out.PodsCount.ByCilium = len(l.Items)
 			case !apierrors.IsNotFound(err) && !meta.IsNoMatchError(err):
 				failed("listing CiliumEndpoints", err)
+				g.out.PodsCount.ByCiliumUnknown = true
 			}
 			return nil
 		},
@@ -342,10 +351,7 @@ func (g *gather) agents(ctx context.Context) {
 	if workers <= 0 {
 		workers = 5
 	}
-	limit := g.ExecTimeout
-	if limit <= 0 {
-		limit = 10 * time.Second
-	}
+	limit := orTenSeconds(g.ExecTimeout)
 	slots := make(chan struct{}, workers)
 	var wg sync.WaitGroup
 	for i := range g.pods {
@@ -356,9 +362,7 @@ func (g *gather) agents(ctx context.Context) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(ctx, limit)
-			defer cancel()
-			g.agent(ctx, p.Name)
+			g.agent(ctx, p, limit)
 		})
 	}
 	wg.Wait()
@@ -381,12 +385,16 @@ func (g *gather) ask(ctx context.Context, pod string, out any, command ...string
 
 // agent asks one agent. One command for both answers: starting a command in a container costs more
 // than what it does.
-func (g *gather) agent(ctx context.Context, pod string) {
+func (g *gather) agent(ctx context.Context, p *corev1.Pod, limit time.Duration) {
+	pod := p.Name
 	var r api.NodeReport
-	if err := g.ask(ctx, pod, &r, "cilium", "status", "-o", "json", "--endpoints"); err != nil {
+	asking, cancel := context.WithTimeout(ctx, limit)
+	err := g.ask(asking, pod, &r, "cilium", "status", "-o", "json", "--endpoints")
+	cancel()
+	if err != nil {
 		g.out.addError(Agent, pod, Problem{
 			Message:  "the agent does not answer",
-			Evidence: err.Error(),
+			Evidence: join(err.Error(), g.lastWords(ctx, p, agentContainer)),
 			Next:     fmt.Sprintf("kubectl -n %s logs %s -c %s", g.Namespace, pod, agentContainer),
 		})
 		return

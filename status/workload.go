@@ -5,8 +5,10 @@ package status
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -200,9 +202,9 @@ func (g *gather) podCauses(ctx context.Context, p *corev1.Pod) []Problem {
 	}
 	if len(out) == 0 && p.Status.Phase == corev1.PodRunning {
 		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Message != "" {
+			if c.Type == corev1.PodReady && c.Message != "" && len(p.Spec.Containers) > 0 {
 				return []Problem{{
-					Message: "the pod is not ready", Evidence: c.Message,
+					Message: "the pod is not ready", Evidence: join(c.Message, g.lastWords(ctx, p, p.Spec.Containers[0].Name)),
 					Next: fmt.Sprintf("kubectl -n %s logs %s", g.Namespace, p.Name),
 				}}
 			}
@@ -265,8 +267,27 @@ func (g *gather) containerCause(ctx context.Context, p *corev1.Pod, c corev1.Con
 	return x, true
 }
 
+// logLimit is how long a log may take to come.
+const logLimit = 3 * time.Second
+
+// lastWords is the last line that a running container has written, as evidence.
+func (g *gather) lastWords(ctx context.Context, p *corev1.Pod, container string) string {
+	line := g.lastLog(ctx, p, container, false)
+	if line == "" {
+		return ""
+	}
+	return "last log line: " + line
+}
+
+// join puts pieces of evidence together.
+func join(pieces ...string) string {
+	return strings.Join(slices.DeleteFunc(pieces, func(s string) bool { return s == "" }), "; ")
+}
+
 // lastLog is the last line that a container has written, of the run before when previous is set.
 func (g *gather) lastLog(ctx context.Context, p *corev1.Pod, container string, previous bool) string {
+	ctx, cancel := context.WithTimeout(ctx, logLimit)
+	defer cancel()
 	lines := int64(5)
 	b, err := g.Client.CoreV1().Pods(p.Namespace).GetLogs(p.Name, &corev1.PodLogOptions{
 		Container: container, Previous: previous, TailLines: &lines,

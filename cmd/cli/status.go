@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -217,7 +218,14 @@ func statusRows(t *term.Term, s *status.Status) [][]string {
 		}
 	}
 	rows = append(rows, containerRows(s)...)
-	managed := fmt.Sprintf("%d/%d managed by Cilium", s.PodsCount.ByCilium, s.PodsCount.All)
+	number := func(n int, unknown bool) string {
+		if unknown {
+			return "?"
+		}
+		return strconv.Itoa(n)
+	}
+	c := s.PodsCount
+	managed := number(c.ByCilium, c.ByCiliumUnknown) + "/" + number(c.All, c.AllUnknown) + " managed by Cilium"
 	rows = append(rows, []string{"Cluster Pods:", managed})
 	rows = append(rows, []string{"Helm chart version:", s.HelmChartVersion})
 	head := "Image versions"

@@ -15,11 +15,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -27,6 +29,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	ktesting "k8s.io/client-go/testing"
 
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/cmd/kube"
@@ -240,8 +243,51 @@ func TestStatusJSONHasTheKeysThatScriptsRead(t *testing.T) {
 		s.Errors["hubble-relay"]["hubble-relay"]["Disabled"] != true {
 		t.Errorf("got\n%s", out)
 	}
-	if !strings.HasPrefix(out, "{\n \"image_count\"") {
-		t.Errorf("want an indent of one space:\n%.60s", out)
+	statusGolden(t, "status-json", out)
+}
+
+// TestStatusJSONCarriesTheCode of what it shows, also when that is bad.
+func TestStatusJSONCarriesTheCode(t *testing.T) {
+	out, code, _ := showStatus(statusFlags{output: "json"}, collector(t, nil, agents(nil)))
+	var s struct {
+		Code   int
+		Errors map[string]map[string]struct{ Errors []status.Problem }
+	}
+	if err := json.Unmarshal([]byte(out), &s); err != nil || code != ExitFailed || s.Code != code || s.Errors["cilium"]["cilium"].Errors[0].Next != "lash install" {
+		t.Errorf("exit %d, %v:\n%s", code, err, out)
+	}
+}
+
+// TestStatusWaitsUntilAllIsWell: red, then a warning, then green; the answer comes with green, or
+// with the warning when those are ignored.
+func TestStatusWaitsUntilAllIsWell(t *testing.T) {
+	for ignore, want := range map[bool]time.Duration{false: 4 * time.Second, true: 2 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			col := collector(t, healthy(t), agents(func(pod string, st *api.StatusResponse) {
+				switch age := time.Since(start); {
+				case age < 2*time.Second:
+					st.Cilium.State = api.StateFailure
+				case age < 4*time.Second:
+					st.Cilium.State = api.StateWarning
+				}
+			}))
+			out, code, err := showStatus(statusFlags{output: "summary", wait: true, waitDuration: time.Minute, ignoreWarnings: ignore}, col)
+			if took := time.Since(start); code != ExitOK || took != want {
+				t.Errorf("ignore %v: exit %d after %s, %v:\n%s", ignore, code, took, err, out)
+			}
+			if n := strings.Count(out, "Cluster Pods:"); n != 1 {
+				t.Errorf("the state is shown %d times", n)
+			}
+		})
+	}
+}
+
+// TestStatusWarningsAreNoFailure: they are shown, and the code is 0.
+func TestStatusWarningsAreNoFailure(t *testing.T) {
+	out, code, _ := showStatus(statusFlags{output: "summary"}, collector(t, healthy(t), agents(func(_ string, st *api.StatusResponse) { st.Cilium.State = api.StateWarning })))
+	if code != ExitOK || !strings.Contains(out, "Cilium:             3 warnings") {
+		t.Errorf("exit %d:\n%s", code, out)
 	}
 }
 
@@ -263,17 +309,27 @@ func TestStatusNamesTheCause(t *testing.T) {
 	pending.Status = corev1.PodStatus{Phase: corev1.PodPending, Conditions: []corev1.PodCondition{
 		{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "0/3 nodes are available: 3 Insufficient cpu."},
 	}}
+	unmanaged := append(healthy(t), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "c", Namespace: "default"}, Status: corev1.PodStatus{Phase: corev1.PodRunning}})
 	for name, c := range map[string]struct {
-		objs []runtime.Object
-		exec status.Exec
-		code int
+		objs   []runtime.Object
+		exec   status.Exec
+		code   int
+		refuse map[string]error // lists that fail
 	}{
-		"image-broken":  {replace(healthy(t), waiting("ImagePullBackOff", `Back-off pulling image "localhost/lash:broken"`)), agents(nil), ExitFailed},
-		"crash-loop":    {replace(healthy(t), crash), agents(nil), ExitFailed},
-		"unschedulable": {replace(healthy(t), pending), agents(nil), ExitFailed},
-		"not-installed": {nil, agents(nil), ExitFailed},
-		"policies":      {append(healthy(t), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default"}}), agents(nil), ExitOK},
-		"agent-failing": {healthy(t), agents(func(pod string, st *api.StatusResponse) {
+		"unmanaged-pods": {objs: unmanaged, exec: agents(nil)},
+		"no-kinds": {objs: healthy(t), exec: agents(nil), refuse: map[string]error{
+			"ciliumendpoints": apierrors.NewNotFound(schema.GroupResource{Group: "cilium.io", Resource: "ciliumendpoints"}, ""),
+		}},
+		"no-permission": {objs: healthy(t), exec: agents(nil), code: ExitFailed, refuse: map[string]error{
+			"ciliumendpoints": apierrors.NewForbidden(schema.GroupResource{Group: "cilium.io", Resource: "ciliumendpoints"}, "", errors.New("no role")),
+			"secrets":         apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, "", errors.New("no role")),
+		}},
+		"image-broken":  {objs: replace(healthy(t), waiting("ImagePullBackOff", `Back-off pulling image "localhost/lash:broken"`)), exec: agents(nil), code: ExitFailed},
+		"crash-loop":    {objs: replace(healthy(t), crash), exec: agents(nil), code: ExitFailed},
+		"unschedulable": {objs: replace(healthy(t), pending), exec: agents(nil), code: ExitFailed},
+		"not-installed": {exec: agents(nil), code: ExitFailed},
+		"policies":      {objs: append(healthy(t), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny", Namespace: "default"}}), exec: agents(nil)},
+		"agent-failing": {objs: healthy(t), exec: agents(func(pod string, st *api.StatusResponse) {
 			switch pod {
 			case "cilium-1":
 				st.Controllers[0].Status = api.ControllerStatus{ConsecutiveFailureCount: 3, LastFailureMsg: "no such device"}
@@ -282,10 +338,16 @@ func TestStatusNamesTheCause(t *testing.T) {
 			case "cilium-3":
 				st.Kubernetes = &api.K8sStatus{State: api.StateFailure, Msg: "connection refused"}
 			}
-		}), ExitFailed},
+		}), code: ExitFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, code, err := showStatus(statusFlags{output: "summary"}, collector(t, c.objs, c.exec))
+			col := collector(t, c.objs, c.exec)
+			for r, err := range c.refuse {
+				fail := func(ktesting.Action) (bool, runtime.Object, error) { return true, nil, err }
+				col.Client.(*fake.Clientset).PrependReactor("list", r, fail)
+				col.Dynamic.(*dynamicfake.FakeDynamicClient).PrependReactor("list", r, fail)
+			}
+			out, code, err := showStatus(statusFlags{output: "summary"}, col)
 			if code != c.code {
 				t.Errorf("exit %d, want %d: %v", code, c.code, err)
 			}
