@@ -66,6 +66,11 @@ func (c client) once(path string, body []byte, out any) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoAgent, err)
 	}
+	return parseAnswer(path, answer, out)
+}
+
+// parseAnswer reads a whole HTTP answer: the body of a 200 fills out, all else is an error.
+func parseAnswer(path string, answer []byte, out any) error {
 	head, payload, ok := bytes.Cut(answer, []byte("\r\n\r\n"))
 	if !ok {
 		// The agent went away in the middle of its answer.

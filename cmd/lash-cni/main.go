@@ -19,7 +19,7 @@ func main() {
 	}, version.All, "CNI plugin lash-cni")
 	if err != nil {
 		p.logError(err)
-		_ = err.Print()
+		p.printError(os.Stdout, err)
 		os.Exit(1)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -34,10 +35,11 @@ type plugin struct {
 	queue   string
 	logFile string
 	command string
+	version string // of the specification, as the configuration has it
 }
 
 func newPlugin(socket string) *plugin {
-	p := &plugin{agent: client{socket: wire.Socket}, queue: wire.QueueDir, command: os.Getenv("CNI_COMMAND")}
+	p := &plugin{agent: client{socket: wire.Socket}, queue: wire.QueueDir, command: os.Getenv("CNI_COMMAND"), version: current.ImplementedSpecVersion}
 	if socket != "" {
 		p.agent.socket = socket
 		p.queue = strings.TrimSuffix(socket, "/cilium.sock") + "/deleteQueue"
@@ -58,6 +60,9 @@ func (p *plugin) config(args *skel.CmdArgs) (*netConf, error) {
 		return nil, types.NewError(types.ErrDecodingFailure, "network configuration is not readable", err.Error())
 	}
 	p.logFile = c.LogFile
+	if c.CNIVersion != "" {
+		p.version = c.CNIVersion
+	}
 	if c.EnableDebug {
 		p.log(fmt.Sprintf("container %s interface %s netns %s args %s", args.ContainerID, args.IfName, args.Netns, args.Args))
 	}
@@ -76,6 +81,18 @@ func (p *plugin) log(msg string) {
 	}
 	defer func() { _ = f.Close() }()
 	_, _ = fmt.Fprintf(f, "%s %s %s\n", time.Now().UTC().Format(time.RFC3339), p.command, msg)
+}
+
+// printError prints an error with the version, which the specification wants and the library leaves
+// out.
+func (p *plugin) printError(w io.Writer, err *types.Error) {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "    ")
+	_ = enc.Encode(struct { // the runtime is gone when this fails
+		CNIVersion string `json:"cniVersion"`
+		*types.Error
+	}{p.version, err})
 }
 
 func (p *plugin) logError(err *types.Error) { p.log("error: " + err.Error()) }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"go.uber.org/goleak"
 
 	"lash.internal/lash/agent/cni/wire"
 )
@@ -25,7 +27,7 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // bench is a node namespace with a pod namespace, and an agent that answers what it is told.
@@ -36,6 +38,7 @@ type bench struct {
 	podNS  string
 	agent  *http.Server
 	called []string
+	refuse *wire.Error // the agent's answer to ADD
 }
 
 func newBench(t *testing.T) *bench {
@@ -81,6 +84,11 @@ func (b *bench) serve() {
 	}
 	b.agent = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.called = append(b.called, r.URL.Path)
+		if b.refuse != nil && r.URL.Path == wire.PathAdd {
+			w.WriteHeader(http.StatusInternalServerError)
+			_ = json.NewEncoder(w).Encode(b.refuse)
+			return
+		}
 		if _, err := nl.LinkByName(itf.HostName); err != nil && r.URL.Path == wire.PathAdd {
 			_ = nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: itf.HostName, HardwareAddr: host, Flags: net.FlagUp}, PeerName: itf.PeerName, PeerHardwareAddr: peer})
 		}
@@ -135,6 +143,35 @@ func TestAddCheckDel(t *testing.T) {
 	}
 	if got := strings.Join(b.called, " "); got != strings.Join([]string{wire.PathAdd, wire.PathReady, wire.PathAdd, wire.PathReady, wire.PathCheck, wire.PathCheck, wire.PathDel}, " ") {
 		t.Errorf("agent was asked %s", got)
+	}
+}
+
+// TestAddSaysWhatTheAgentSays: the runtime shows code and text in the events of the pod.
+func TestAddSaysWhatTheAgentSays(t *testing.T) {
+	b := newBench(t)
+	b.serve()
+	for _, c := range []struct {
+		refuse wire.Error
+		want   string
+	}{
+		{
+			wire.Error{Code: wire.CodePool, Message: "no address for pod default/p: address pool is exhausted: all 254 IPv4 addresses of 10.0.1.0/24 are in use"},
+			`{"cniVersion":"1.1.0","code":101,"msg":"no address for pod default/p: address pool is exhausted: all 254 IPv4 addresses of 10.0.1.0/24 are in use"}`,
+		},
+		{
+			wire.Error{Code: wire.CodeTryAgain, Message: "pod default/p does not exist"},
+			`{"cniVersion":"1.1.0","code":11,"msg":"pod default/p does not exist"}`,
+		},
+	} {
+		b.refuse = &c.refuse
+		out, err := b.run("ADD", "")
+		var flat bytes.Buffer
+		if cerr := json.Compact(&flat, []byte(out)); cerr != nil || err == nil || flat.String() != c.want {
+			t.Errorf("%v, %v:\n%s\nwant %s", err, cerr, flat.String(), c.want)
+		}
+	}
+	if out, err := b.run("ADD", `,"prevResult":[`); err == nil || !strings.Contains(out, `"code": 6`) {
+		t.Errorf("a configuration that is no JSON: %v %s", err, out)
 	}
 }
 
