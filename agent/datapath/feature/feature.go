@@ -53,28 +53,47 @@ func (s Set) AttachMode() string {
 	return "Legacy TC"
 }
 
+// requirement is something that the datapath cannot do without.
+type requirement struct {
+	what, since string
+	probe       func() error
+}
+
+// requirements are asked for in this order.
+var requirements = []requirement{
+	{"BPF ring buffers", "5.8", func() error { return features.HaveMapType(ebpf.RingBuf) }},
+	{"BPF prefix tries", "4.11", func() error { return features.HaveMapType(ebpf.LPMTrie) }},
+	{"classifier programs", "4.1", func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
+	{"programs at socket addresses", "4.17", func() error { return features.HaveProgramType(ebpf.CGroupSockAddr) }},
+	{"programs run by system calls", "5.14", func() error { return features.HaveProgramType(ebpf.Syscall) }},
+	{"bpf_redirect_peer", "5.10", helper(ebpf.SchedCLS, asm.FnRedirectPeer)},
+	{"bpf_redirect_neigh", "5.10", helper(ebpf.SchedCLS, asm.FnRedirectNeigh)},
+	{"bpf_ktime_get_coarse_ns", "5.11", helper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs)},
+	{"bpf_loop", "5.17", helper(ebpf.SchedCLS, asm.FnLoop)},
+	{"bpf_set_retval", "5.18", helper(ebpf.CGroupSockAddr, asm.FnSetRetval)},
+}
+
+func helper(t ebpf.ProgramType, f asm.BuiltinFunc) func() error {
+	return func() error { return features.HaveProgramHelper(t, f) }
+}
+
+// check asks for each requirement and joins what is wrong.
+func check(list []requirement) error {
+	var errs []error
+	for _, r := range list {
+		if err := r.probe(); errors.Is(err, ebpf.ErrNotSupported) {
+			errs = append(errs, &MissingError{r.what, r.since, err})
+		} else if err != nil {
+			errs = append(errs, fmt.Errorf("probe %s: %w", r.what, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Probe asks the kernel. The error joins a MissingError for each thing that is required and not
 // there.
 func Probe() (Set, error) {
-	var errs []error
-	need := func(what, since string, err error) {
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			errs = append(errs, &MissingError{what, since, err})
-		} else if err != nil {
-			errs = append(errs, fmt.Errorf("probe %s: %w", what, err))
-		}
-	}
-	need("BPF ring buffers", "5.8", features.HaveMapType(ebpf.RingBuf))
-	need("BPF prefix tries", "4.11", features.HaveMapType(ebpf.LPMTrie))
-	need("classifier programs", "4.1", features.HaveProgramType(ebpf.SchedCLS))
-	need("programs at socket addresses", "4.17", features.HaveProgramType(ebpf.CGroupSockAddr))
-	need("programs run by system calls", "5.14", features.HaveProgramType(ebpf.Syscall))
-	need("bpf_redirect_peer", "5.10", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer))
-	need("bpf_redirect_neigh", "5.10", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectNeigh))
-	need("bpf_ktime_get_coarse_ns", "5.11", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs))
-	need("bpf_loop", "5.17", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop))
-	need("bpf_set_retval", "5.18", features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval))
-	if err := errors.Join(errs...); err != nil {
+	if err := check(requirements); err != nil {
 		return Set{}, err
 	}
 	// Interface 1 is the loopback device of every network namespace.
