@@ -3,7 +3,6 @@
 package pod
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -156,11 +155,9 @@ func bpfCT(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			rows := make([]map[string]json.RawMessage, 0, len(m.Cache))
+			rows := make([]map[string]any, 0, len(m.Cache))
 			for _, e := range m.Cache {
-				k, _ := json.Marshal(e.Key)
-				v, _ := json.Marshal(e.Fields)
-				rows = append(rows, map[string]json.RawMessage{"Key": k, "Value": v})
+				rows = append(rows, map[string]any{"Key": e.Key, "Value": e.Fields})
 			}
 			if done, err := out.print(a.w.Out, rows); done {
 				return err

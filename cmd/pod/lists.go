@@ -66,6 +66,9 @@ func newIdentity(a *app) *cobra.Command {
 			default:
 				return errors.New("give either an identity or --label")
 			}
+			for i := range ids {
+				ids[i].RefCount = 0 // of this node only: no part of an identity
+			}
 			if done, err := getOut.print(a.w.Out, ids); done {
 				return err
 			}
@@ -245,8 +248,10 @@ func writeIPs(w io.Writer, ips []api.IPEntry, labels map[int64][]string, verbose
 			row += fmt.Sprintf("\t%s\t%d", ip.HostIP, ip.EncryptKey)
 		}
 		fmt.Fprintln(t, row)
+		// As many cells as the head has, or the columns behind would not line up.
+		rest := strings.Repeat("\t", strings.Count(head, "\t")-1)
 		for _, n := range names[1:] {
-			fmt.Fprintf(t, "\t%s\t\n", n)
+			fmt.Fprintf(t, "\t%s%s\n", n, rest)
 		}
 	}
 	return t.Flush()

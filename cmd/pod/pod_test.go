@@ -5,6 +5,7 @@ package pod
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +92,21 @@ func (fakeMaps) Map(name string) (api.BPFMap, error) {
 			{Key: "10.96.0.20:80/TCP (0)", Value: "0.0.0.0:0 (1) (0) [ClusterIP, non-routable]"},
 			{Key: "10.96.0.20:80/TCP (1)", Value: "10.244.1.7:8080/TCP (1) (1)"},
 		}
+	case "view:lb-frontends":
+		m.Cache = []api.MapEntry{{Key: "10.96.0.20:80/TCP", Value: "1 (external)"}}
+	case "view:lb-backends":
+		m.Cache = []api.MapEntry{{Key: "3", Value: "10.244.1.7:8080/TCP (active)"}}
+	case "view:lb-revnat":
+		m.Cache = []api.MapEntry{{Key: "1", Value: "10.96.0.20:80"}}
+	case "view:endpoint":
+		m.Cache = []api.MapEntry{
+			{Key: "10.244.1.7", Value: "id=12 sec_id=6040 flags=0x0000 ifindex=9 mac=02:00:00:00:00:01 nodemac=02:00:00:00:00:02"},
+			{Key: "172.18.0.2", Value: "(localhost)"},
+		}
+	case "view:tunnel":
+		m.Cache = []api.MapEntry{{Key: "10.244.2.0/24", Value: "172.18.0.3"}}
+	case "view:frag":
+		m.Cache = []api.MapEntry{{Key: "10.244.1.7 -> 10.244.2.9, 0x1234 UDP", Value: "40000 -> 53"}}
 	case "view:metrics":
 		m.Cache = []api.MapEntry{{Key: "x", Fields: map[string]string{
 			"reason": "Policy denied", "direction": "INGRESS", "packets": "3", "bytes": "222", "line": "77", "file": "flow.h",
@@ -124,6 +141,7 @@ func (fakeEvents) Subscribe(context.Context) <-chan api.MonitorEvent {
 	ch <- api.MonitorEvent{
 		Type: api.MonitorDrop, Mark: "0x99", Reason: "Policy denied", ReasonCode: 133, File: "flow.h", Line: 77,
 		IfIndex: 9, Source: 20, DstID: 21, SrcLabel: 2, DstLabel: 6040, Summary: sum,
+		Data: []byte("the first bytes of a packet"),
 	}
 	ch <- api.MonitorEvent{Type: api.MonitorLost, Lost: 5}
 	close(ch)
@@ -236,7 +254,25 @@ func TestOutputs(t *testing.T) {
 		"identity-get":       "identity get 7",
 		"endpoint-list":      "endpoint list",
 		"endpoint-get":       "endpoint get pod-name:default/backend1-0",
+		"endpoint-list-json": "endpoint list -o json",
+		"endpoint-list-bare": "endpoint list --no-headers",
+		"identity-yaml":      "identity get --label k8s:app=backend1 -o yaml",
 		"ip-list":            "ip list -v",
+		"ip-list-numeric":    "ip list -n",
+		"ip-list-labels":     "ip list",
+		"ip-list-json":       "ip list -o json",
+		"node-list-json":     "node list -o json",
+		"bpf-endpoint":       "bpf endpoint list",
+		"bpf-tunnel":         "bpf tunnel list",
+		"bpf-frag":           "bpf frag list",
+		"bpf-lb-frontends":   "bpf lb list --frontends",
+		"bpf-lb-backends":    "bpf lb list --backends",
+		"bpf-lb-revnat":      "bpf lb list --revnat",
+		"bpf-ct-json":        "bpf ct list global -o json",
+		"bpf-metrics-json":   "bpf metrics list -o json",
+		"metrics-json":       "metrics list -p ^cilium_forward_count -o json",
+		"monitor-json":       "monitor -j --to 21",
+		"monitor-related":    "monitor --related-to 20 -vv",
 		"service-list":       "service list",
 		"service-list-json":  "service list -o json",
 		"node-list":          "node list",
@@ -266,6 +302,96 @@ func TestOutputs(t *testing.T) {
 			}
 			golden(t, name, out)
 		})
+	}
+}
+
+// TestStatusJSON has every key that clients of Cilium read, with the values they know.
+func TestStatusJSON(t *testing.T) {
+	socket := serve(t, nil, "no such device")
+	out, errOut, code := run(socket, "status", "-o", "json")
+	var st any
+	if err := json.Unmarshal([]byte(out), &st); err != nil || code != 0 {
+		t.Fatalf("exit %d, %v: %s", code, err, errOut)
+	}
+	for path, want := range map[string]any{
+		"cilium.state": "Ok", "kubernetes.state": "Ok", "kubernetes.k8s-api-versions.0": "core/v1::Pods", "kvstore.state": "Disabled",
+		"cni-chaining.mode": "none", "cni-file.state": "Ok", "host-firewall.mode": "Disabled", "encryption.mode": "Disabled",
+		"hubble.state": "Disabled", "attach-mode": "TCX", "datapath-mode": "veth", "configured-datapath-mode": "veth",
+		"kube-proxy-replacement.mode": "True", "kube-proxy-replacement.features.socketLB.enabled": true,
+		"kube-proxy-replacement.features.bpfSocketLBHostnsOnly": false, "kube-proxy-replacement.features.nodePort.enabled": false,
+		"kube-proxy-replacement.features.nodePort.acceleration": "Disabled", "kube-proxy-replacement.features.hostReachableServices.protocols.0": "TCP",
+		"kube-proxy-replacement.features.gracefulTermination.enabled": false, "kube-proxy-replacement.features.nat46X64.enabled": false,
+		"kube-proxy-replacement.features.externalIPs.enabled": false, "kube-proxy-replacement.features.hostPort.enabled": false,
+		"kube-proxy-replacement.features.sessionAffinity.enabled": false, "kube-proxy-replacement.features.socketLBTracing.enabled": false,
+		"kube-proxy-replacement.deviceList.0.name": "eth0", "kube-proxy-replacement.deviceList.0.ip.0": "172.18.0.2",
+		"kube-proxy-replacement.directRoutingDevice": "eth0", "kube-proxy-replacement.devices.0": "eth0",
+		"masquerading.mode": "BPF", "masquerading.enabledProtocols.ipv4": true, "masquerading.enabled": true,
+		"routing.inter-host-routing-mode": "Tunnel", "routing.intra-host-routing-mode": "BPF", "routing.tunnel-protocol": "vxlan",
+		"identity-range.min-identity": 256.0, "identity-range.max-identity": 65535.0, "ipam.allocations.10\\.244\\.1\\.1": "router",
+		"nodeMonitor.cpus": 2.0, "nodeMonitor.npages": 512.0, "nodeMonitor.pagesize": 4096.0, "nodeMonitor.lost": 0.0,
+		"cluster.self": "kubernetes/n1", "cluster.nodes.0.name": "kubernetes/n1", "cluster.nodes.0.primary-address.ipv4.ip": "172.18.0.2",
+		"cluster.nodes.0.primary-address.ipv4.alloc-range": "10.244.1.0/24", "bandwidth-manager.enabled": false, "clock-source.mode": "ktime",
+		"bpf-maps.maps.0.name": "addr", "bpf-maps.maps.0.size": 524288.0, "ipv4-big-tcp.enabled": false, "srv6.enabled": false,
+		"controllers.1.name": "routes", "controllers.1.status.consecutive-failure-count": 3.0, "controllers.1.status.last-failure-msg": "no such device",
+		"controllers.0.status.success-count": 4.0,
+	} {
+		if got := follow(st, path); got != want {
+			t.Errorf("%s is %v, want %v", path, got, want)
+		}
+	}
+	if got := follow(st, "proxy"); got != nil {
+		t.Errorf("a proxy is shown: %v", got)
+	}
+	out, _, code = run(socket, "status", "-o", "json", "--endpoints")
+	var r api.NodeReport
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != 0 || len(r.Endpoints) != 2 || r.Cilium == nil {
+		t.Errorf("with endpoints: exit %d, %v", code, err)
+	}
+}
+
+// follow walks a path of keys and indices; a dot inside of a key is written as \.
+func follow(v any, path string) any {
+	for _, p := range strings.Split(strings.ReplaceAll(path, `\.`, "\x00"), ".") {
+		p = strings.ReplaceAll(p, "\x00", ".")
+		switch x := v.(type) {
+		case map[string]any:
+			v = x[p]
+		case []any:
+			i, err := strconv.Atoi(p)
+			if err != nil || i >= len(x) {
+				return nil
+			}
+			v = x[i]
+		default:
+			return nil
+		}
+	}
+	return v
+}
+
+// TestStatusFlags show what they say.
+func TestStatusFlags(t *testing.T) {
+	socket := serve(t, nil, "")
+	for flag, want := range map[string]string{
+		"--all-addresses": "\n  10.244.1.7 (default/backend1-0)\n", "--all-controllers": "\n  addresses ", "--all-nodes": "kubernetes/n2 ",
+		"--all-redirects": "Proxy Status:            No managed proxy redirect\n", "--all-clusters": "ClusterMesh:             0/0 remote clusters ready",
+	} {
+		if out, errOut, code := run(socket, "status", flag); code != 0 || !strings.Contains(out, want) {
+			t.Errorf("%s: exit %d, %s lacks %q:\n%s", flag, code, errOut, want, out)
+		}
+	}
+}
+
+func TestVersionLines(t *testing.T) {
+	out, _, code := run(serve(t, nil, ""), "version")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	want := api.CiliumVersion + " (Lash " + api.Version + ")"
+	if code != 0 || len(lines) != 2 || !strings.HasPrefix(lines[0], "Client: "+want) || !strings.HasPrefix(lines[1], "Daemon: "+want) {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	out, errOut, code := run(filepath.Join(t.TempDir(), "none"), "version")
+	if code != 1 || !strings.HasPrefix(out, "Client: ") || !strings.Contains(errOut, "version of the daemon: daemon unreachable") {
+		t.Errorf("without an agent: exit %d, %q, %q", code, out, errOut)
 	}
 }
 
@@ -303,6 +429,9 @@ func TestWithoutAnAgent(t *testing.T) {
 func TestMistakesAreNamed(t *testing.T) {
 	socket := serve(t, nil, "")
 	for cmd, want := range map[string]string{
+		"status --all-health":      "nodes do not probe each other yet",
+		"status --endpoints":       "--endpoints needs -o",
+		"identity get --label x=y": "no identity has the labels x=y",
 		"bpf nat list":             "there is no separate NAT map",
 		"bpf ct list 12":           "one connection table for all endpoints",
 		"monitor -t l7":            `no events of type "l7"`,

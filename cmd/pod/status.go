@@ -22,11 +22,14 @@ type details struct {
 func newStatus(a *app) *cobra.Command {
 	var out output
 	var d details
-	var verbose, brief, needK8s, endpoints bool
+	var verbose, brief, needK8s, endpoints, redirects, clusters, health bool
 	timeout := 30 * time.Second
 	c := &cobra.Command{
 		Use: "status", Short: "Show the state of the agent", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if health {
+				return errors.New("--all-health: nodes do not probe each other yet; use `lash connectivity test`")
+			}
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
 			st, err := a.client().Status(ctx)
@@ -75,6 +78,11 @@ func newStatus(a *app) *cobra.Command {
 	f.BoolVar(&d.addresses, "all-addresses", false, "all allocated addresses")
 	f.BoolVar(&d.controllers, "all-controllers", false, "all controllers, not only failing ones")
 	f.BoolVar(&d.nodes, "all-nodes", false, "all nodes")
+	// Lists of what there is none of yet: their rows say so in any case.
+	f.BoolVar(&redirects, "all-redirects", false, "all redirects to a proxy")
+	f.BoolVar(&clusters, "all-clusters", false, "all connected clusters")
+	f.BoolVar(&health, "all-health", false, "")
+	_ = f.MarkHidden("all-health") // the flag exists, so this cannot fail
 	f.BoolVar(&needK8s, "require-k8s-connectivity", true, "without a connection to the API server the agent is not healthy")
 	f.BoolVar(&endpoints, "endpoints", false, "with -o: the endpoints of the node, too")
 	f.DurationVar(&timeout, "timeout", timeout, "how long to wait for the agent")

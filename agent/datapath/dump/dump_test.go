@@ -94,10 +94,27 @@ func TestServicesReadAsFrontendsAndBackends(t *testing.T) {
 	for id, ip := range map[uint32]string{3: "172.18.0.2", 4: "172.18.0.3"} {
 		put(t, m["backend"], id, bpf.Backend{Ip: bpf.IP(netip.MustParseAddr(ip)), Port: bpf.Port(6443), Proto: 6, State: bpf.BackendActive})
 	}
-	want := "10.96.0.1:443/TCP (0) | 0.0.0.0:0 (7) (0) [ClusterIP, non-routable]\n" +
-		"10.96.0.1:443/TCP (1) | 172.18.0.2:6443/TCP (7) (1)\n" +
-		"10.96.0.1:443/TCP (2) | 172.18.0.3:6443/TCP (7) (2)\n"
-	if got := text(t, New(m), "view:lb"); got != want {
+	put(t, m["front"], bpf.FrontKey{Ip: bpf.IP(netip.MustParseAddr("fd00:10::1")), Port: bpf.Port(53), Proto: 17}, bpf.Front{SvcId: 8})
+	for view, want := range map[string]string{
+		"view:lb": "10.96.0.1:443/TCP (0) | 0.0.0.0:0 (7) (0) [ClusterIP, non-routable]\n" +
+			"10.96.0.1:443/TCP (1) | 172.18.0.2:6443/TCP (7) (1)\n" +
+			"10.96.0.1:443/TCP (2) | 172.18.0.3:6443/TCP (7) (2)\n" +
+			"[fd00:10::1]:53/UDP (0) | [::]:0 (8) (0) [ClusterIP, non-routable]\n",
+		"view:lb-revnat":   "7 | 10.96.0.1:443\n8 | [fd00:10::1]:53\n",
+		"view:lb-backends": "3 | 172.18.0.2:6443/TCP (active)\n4 | 172.18.0.3:6443/TCP (active)\n",
+	} {
+		if got := text(t, New(m), view); got != want {
+			t.Errorf("%s: got:\n%swant:\n%s", view, got, want)
+		}
+	}
+}
+
+func TestLocalEndpointsAreListedByAddress(t *testing.T) {
+	m := kernelMaps(t, "ep", "addr")
+	put(t, m["ep"], uint32(9), bpf.Ep{EpId: 12, Identity: 300, Ifindex: 9, Ipv4: [4]byte{10, 1, 1, 7}, Ipv6: bpf.IP(netip.MustParseAddr("fd00::7")), Mac: [6]byte{2, 0, 0, 0, 0, 1}, NodeMac: [6]byte{2, 0, 0, 0, 0, 2}})
+	put(t, m["addr"], bpf.AddrKey{Ip: bpf.IP(netip.MustParseAddr("192.0.2.1"))}, bpf.Addr{Kind: bpf.AddrLocalNode, Identity: 1})
+	info := "id=12 sec_id=300 flags=0x0000 ifindex=9 mac=02:00:00:00:00:01 nodemac=02:00:00:00:00:02\n"
+	if got, want := text(t, New(m), "view:endpoint"), "10.1.1.7 | "+info+"192.0.2.1 | (localhost)\nfd00::7 | "+info; got != want {
 		t.Errorf("got:\n%swant:\n%s", got, want)
 	}
 }

@@ -90,9 +90,13 @@ func (d *Maps) viewLB() ([]api.MapEntry, error) {
 		if err != nil {
 			return nil, err
 		}
+		none := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+		if f.addr.Addr().Is6() {
+			none = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+		}
 		out = append(out, api.MapEntry{
 			Key:   f.String() + " (0)",
-			Value: fmt.Sprintf("0.0.0.0:0 (%d) (0) [ClusterIP, non-routable]", f.id),
+			Value: fmt.Sprintf("%s (%d) (0) [ClusterIP, non-routable]", none, f.id),
 		})
 		ids, err := d.slotsOf(svc.BlkAll)
 		if err != nil {
