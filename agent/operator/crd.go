@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
@@ -138,17 +139,23 @@ func waitEstablished(ctx context.Context, c apiextensions.Interface, name string
 		if err != nil {
 			return fmt.Errorf("wait for definition %s: %w", name, err)
 		}
-		done := false
-		for !done {
+		done, ended := false, false
+		for !done && !ended {
 			select {
 			case <-ctx.Done():
 				w.Stop()
 				return fmt.Errorf("wait for definition %s: %w", name, ctx.Err())
 			case ev, ok := <-w.ResultChan():
 				got, is := ev.Object.(*apiextensionsv1.CustomResourceDefinition)
-				done = !ok || ev.Type == watch.Error || (is && established(got))
+				done, ended = is && established(got), !ok || ev.Type == watch.Error
 			}
 		}
 		w.Stop()
+		if ended { // a server that ends watches at once is not asked all the time
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+		}
 	}
 }

@@ -32,6 +32,7 @@ type Source[L runtime.Object] interface {
 func Wait[L runtime.Object, T any](ctx context.Context, src Source[L], opts metav1.ListOptions, cond func([]T) (done bool, state string)) error {
 	state := "nothing seen yet"
 	for {
+		begun := time.Now()
 		done, err := waitOnce(ctx, src, opts, func(all []T) bool {
 			var ok bool
 			ok, state = cond(all)
@@ -48,8 +49,20 @@ func Wait[L runtime.Object, T any](ctx context.Context, src Source[L], opts meta
 		case err != nil:
 			return err
 		}
+		// A server or a proxy may end watches as soon as they begin.
+		if rest := watchLeast - time.Since(begun); rest > 0 {
+			t := time.NewTimer(rest)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+			}
+		}
 	}
 }
+
+// watchLeast is the least time between two lists.
+const watchLeast = time.Second
 
 // waitOnce lists and watches until done, or until the watch ends (the server closes watches now
 // and then; the caller starts over).

@@ -93,6 +93,7 @@ func (s Spec) build() (v1.Image, error) {
 // layer is the tar of all files with the folders that they need.
 func (s Spec) layer() ([]byte, error) {
 	entries := map[string]File{}
+	given := map[string]bool{}
 	for _, f := range s.Files {
 		if !path.IsAbs(f.Path) {
 			return nil, fmt.Errorf("image %s: path %q is not absolute", s.Ref, f.Path)
@@ -101,12 +102,20 @@ func (s Spec) layer() ([]byte, error) {
 		if f.Path == "" {
 			return nil, errors.New("image: the root folder needs no entry")
 		}
+		if given[f.Path] {
+			return nil, fmt.Errorf("image %s: there are two files /%s", s.Ref, f.Path)
+		}
+		given[f.Path], entries[f.Path] = true, f
+	}
+	for _, f := range s.Files {
+		f.Path = strings.TrimPrefix(path.Clean(f.Path), "/")
 		for dir := path.Dir(f.Path); dir != "."; dir = path.Dir(dir) {
-			if _, ok := entries[dir]; !ok {
+			if parent, ok := entries[dir]; !ok {
 				entries[dir] = File{Path: dir}
+			} else if !parent.isDir() {
+				return nil, fmt.Errorf("image %s: /%s is no folder, and /%s is to be in it", s.Ref, dir, f.Path)
 			}
 		}
-		entries[f.Path] = f
 	}
 	var names []string
 	for n := range entries {
@@ -125,6 +134,8 @@ func (s Spec) layer() ([]byte, error) {
 	}
 	return buf.Bytes(), nil
 }
+
+func (f File) isDir() bool { return f.Link == "" && f.Source == "" && f.Data == nil }
 
 func (f File) write(tw *tar.Writer) error {
 	h := &tar.Header{Name: f.Path, Mode: f.Mode, ModTime: time.Unix(0, 0), Format: tar.FormatUSTAR}

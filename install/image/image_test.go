@@ -102,6 +102,8 @@ func TestBadSpec(t *testing.T) {
 		{Ref: "UPPER:case", Files: []File{{Path: "/a"}}},
 		{Ref: "a:b", Files: []File{{Path: "relative"}}},
 		{Ref: "a:b", Files: []File{{Path: "/missing", Source: "/does/not/exist"}}},
+		{Ref: "a:b", Files: []File{{Path: "/twice", Data: []byte("x")}, {Path: "/./twice", Link: "y"}}},
+		{Ref: "a:b", Files: []File{{Path: "/file/inside", Data: []byte("x")}, {Path: "/file", Data: []byte("x")}}},
 	} {
 		if err := s.Write(io.Discard); err == nil {
 			t.Errorf("%+v was written", s)

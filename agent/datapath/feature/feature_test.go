@@ -17,7 +17,9 @@ func TestMissingFeaturesAreAllNamed(t *testing.T) {
 	yes := func() error { return nil }
 	no := func() error { return fmt.Errorf("loop: %w", ebpf.ErrNotSupported) }
 	err := check([]requirement{
-		{"BPF ring buffers", "5.8", yes}, {"bpf_loop", "5.17", no}, {"bpf_set_retval", "5.18", no},
+		{"BPF ring buffers", "5.8", yes},
+		{"bpf_loop", "5.17", no},
+		{"bpf_set_retval", "5.18", no},
 		{"classifier programs", "4.1", func() error { return fs.ErrPermission }},
 	})
 	want := "the kernel lacks bpf_loop (Linux 5.17 and newer have it): loop: not supported\n" +

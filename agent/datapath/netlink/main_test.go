@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package netlink
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// TestMain checks that no goroutine stays.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
