@@ -7,11 +7,13 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
 
-// AuditInterval is how often a chain reads its targets again and compares.
+// AuditInterval is how often a chain reads its targets again and compares, except for loops that
+// say otherwise.
 const AuditInterval = 5 * time.Minute
 
 // Stage is a loop as a chain sees it; *Loop is the only kind.
@@ -27,6 +29,7 @@ type runner interface {
 	ready() bool
 	load(ctx context.Context, now time.Time) error
 	isLoaded() bool
+	auditInterval() time.Duration // 0: that of the chain
 	needsSweep() bool
 	sweep(now time.Time)
 	begin(now time.Time)
@@ -44,9 +47,10 @@ type loopRunner[K comparable, V any] struct {
 
 func (l *Loop[K, V]) drive() runner { return &loopRunner[K, V]{Loop: l} }
 
-func (r *loopRunner[K, V]) isLoaded() bool      { return r.loaded }
-func (r *loopRunner[K, V]) needsSweep() bool    { return !r.swept }
-func (r *loopRunner[K, V]) begin(now time.Time) { r.reqs = r.take(now) }
+func (r *loopRunner[K, V]) isLoaded() bool               { return r.loaded }
+func (r *loopRunner[K, V]) auditInterval() time.Duration { return r.interval }
+func (r *loopRunner[K, V]) needsSweep() bool             { return !r.swept }
+func (r *loopRunner[K, V]) begin(now time.Time)          { r.reqs = r.take(now) }
 func (r *loopRunner[K, V]) end(ready bool) {
 	r.finish(r.reqs, ready)
 	r.reqs = nil
@@ -58,15 +62,19 @@ type Chain struct {
 	name   string
 	log    *slog.Logger
 	stages []Stage
+	kick   chan struct{} // an audit is wanted now
 
 	mu     sync.Mutex
+	wanted bool // an audit now
 	synced chan struct{}
 	done   bool
 }
 
 // NewChain returns a chain of stages, those referred to first.
 func NewChain(name string, log *slog.Logger, stages ...Stage) *Chain {
-	return &Chain{name: name, log: log.With("chain", name), stages: stages, synced: make(chan struct{})}
+	return &Chain{
+		name: name, log: log.With("chain", name), stages: stages, synced: make(chan struct{}), kick: make(chan struct{}, 1),
+	}
 }
 
 // Name returns the chain's name.
@@ -75,6 +83,26 @@ func (c *Chain) Name() string { return c.name }
 // Synced returns a channel that closes when all sources have been complete and every stage has
 // applied what they said.
 func (c *Chain) Synced() <-chan struct{} { return c.synced }
+
+// Audit asks for an audit of every loop now, for when it is known that entries were lost. It does
+// not wait for it.
+func (c *Chain) Audit() {
+	c.mu.Lock()
+	c.wanted = true
+	c.mu.Unlock()
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Chain) takeWanted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.wanted
+	c.wanted = false
+	return w
+}
 
 // Status returns the status of every stage.
 func (c *Chain) Status() []Status {
@@ -94,20 +122,20 @@ func (c *Chain) Run(ctx context.Context) {
 	for _, s := range c.stages {
 		stages = append(stages, s.drive())
 	}
-	h := fnv.New32a()
-	h.Write([]byte(c.name))
-	// Spread the audits of the chains over the interval.
-	audit := now.Add(AuditInterval/2 + time.Duration(h.Sum32()%1000)*AuditInterval/2000)
+	audits := c.schedule(stages, now)
 	loadDelay := retryMin
 	for ctx.Err() == nil {
 		now = time.Now()
-		if !now.Before(audit) {
-			audit = now.Add(AuditInterval)
-			c.audit(ctx, stages, now)
+		if c.takeWanted() {
+			for i := range audits {
+				audits[i] = now
+			}
 		}
+		c.audit(ctx, stages, audits, now)
 		loaded := c.loadAll(ctx, stages, now)
 		wakes, retryAt, ready := c.pass(ctx, stages, now, loaded)
-		next := audit
+		wakes = append(wakes, c.kick)
+		next := slices.MinFunc(audits, time.Time.Compare)
 		if !retryAt.IsZero() && retryAt.Before(next) {
 			next = retryAt
 		}
@@ -124,6 +152,22 @@ func (c *Chain) Run(ctx context.Context) {
 	}
 }
 
+// schedule returns the time of the first audit of each stage. Those of the chains are spread over
+// the interval.
+func (c *Chain) schedule(stages []runner, now time.Time) []time.Time {
+	h := fnv.New32a()
+	h.Write([]byte(c.name))
+	first := now.Add(AuditInterval/2 + time.Duration(h.Sum32()%1000)*AuditInterval/2000)
+	out := make([]time.Time, len(stages))
+	for i, s := range stages {
+		out[i] = first
+		if d := s.auditInterval(); d > 0 {
+			out[i] = now.Add(d)
+		}
+	}
+	return out
+}
+
 func (c *Chain) loadAll(ctx context.Context, stages []runner, now time.Time) bool {
 	for i, s := range stages {
 		if s.isLoaded() {
@@ -137,8 +181,17 @@ func (c *Chain) loadAll(ctx context.Context, stages []runner, now time.Time) boo
 	return true
 }
 
-func (c *Chain) audit(ctx context.Context, stages []runner, now time.Time) {
+// audit reads the targets of the stages that are due and compares.
+func (c *Chain) audit(ctx context.Context, stages []runner, due []time.Time, now time.Time) {
 	for i, s := range stages {
+		if now.Before(due[i]) {
+			continue
+		}
+		interval := s.auditInterval()
+		if interval == 0 {
+			interval = AuditInterval
+		}
+		due[i] = now.Add(interval)
 		if !s.isLoaded() {
 			continue
 		}

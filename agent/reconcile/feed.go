@@ -2,7 +2,11 @@
 
 package reconcile
 
-import "lash.internal/lash/agent/state"
+import (
+	"sync"
+
+	"lash.internal/lash/agent/state"
+)
 
 // Feed says which keys of a loop may have changed. One goroutine reads it.
 type Feed[K comparable] interface {
@@ -56,6 +60,35 @@ func (f *tableFeed[K, RK, R]) Ready() bool {
 type Table interface {
 	Watch() <-chan struct{}
 	Initialized() (bool, <-chan struct{})
+}
+
+// Signal is a Table without rows, for what bears on keys and is in no table. The zero value is ready.
+type Signal struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// Watch returns a channel that closes with the next Fire.
+func (s *Signal) Watch() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+// Initialized is always true.
+func (s *Signal) Initialized() (bool, <-chan struct{}) { return true, nil }
+
+// Fire says that something has changed.
+func (s *Signal) Fire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
 }
 
 // EveryKey is a feed that makes all of a loop's keys dirty whenever t changes. It is for small

@@ -3,10 +3,12 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -58,7 +60,10 @@ type Loop[K comparable, V any] struct {
 	woke    []<-chan struct{}
 	wants   map[K]V
 
-	equal  func(a, b V) bool
+	equal    func(a, b V) bool
+	rank     func(K) int
+	interval time.Duration // of audits, 0: that of the chain
+
 	belief map[K]V
 	dirty  map[K]time.Time // since when
 	failed map[K]*retry
@@ -118,6 +123,18 @@ func newLoop[K comparable, V any](name string, t Target[K, V]) *Loop[K, V] {
 // comparable values and deep equality else.
 func (l *Loop[K, V]) Equal(f func(a, b V) bool) *Loop[K, V] {
 	l.equal = f
+	return l
+}
+
+// Rank sets the order within one pass: entries of a lower rank are written first and deleted last.
+func (l *Loop[K, V]) Rank(f func(K) int) *Loop[K, V] {
+	l.rank = f
+	return l
+}
+
+// AuditEvery sets how often the target is read again, for targets that others often meddle with.
+func (l *Loop[K, V]) AuditEvery(d time.Duration) *Loop[K, V] {
+	l.interval = d
 	return l
 }
 
@@ -272,9 +289,22 @@ func (l *Loop[K, V]) due(k K, now time.Time) bool {
 	return f == nil || !f.at.After(now)
 }
 
+// ordered are the dirty keys by rank.
+func (l *Loop[K, V]) ordered() []K {
+	keys := make([]K, 0, len(l.dirty))
+	for k := range l.dirty {
+		keys = append(keys, k)
+	}
+	if l.rank != nil {
+		slices.SortStableFunc(keys, func(a, b K) int { return cmp.Compare(l.rank(a), l.rank(b)) })
+	}
+	return keys
+}
+
 // sets writes the dirty keys that are wanted and differ from the belief.
 func (l *Loop[K, V]) sets(ctx context.Context, now time.Time) {
-	for k, since := range l.dirty {
+	for _, k := range l.ordered() {
+		since := l.dirty[k]
 		if ctx.Err() != nil {
 			return
 		}
@@ -303,7 +333,10 @@ func (l *Loop[K, V]) sets(ctx context.Context, now time.Time) {
 
 // deletes removes the dirty keys that nobody wants. It says whether all of them went.
 func (l *Loop[K, V]) deletes(ctx context.Context, now time.Time) {
-	for k, since := range l.dirty {
+	keys := l.ordered()
+	slices.Reverse(keys)
+	for _, k := range keys {
+		since := l.dirty[k]
 		if ctx.Err() != nil {
 			return
 		}

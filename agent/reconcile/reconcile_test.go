@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,6 +239,76 @@ func TestAuditRepairs(t *testing.T) {
 		expect(t, s, map[string]int{"a": 1, "b": 2, "c": 3})
 		if n := loop.Status().Repairs; n != 3 {
 			t.Errorf("%d repairs counted, want 3", n)
+		}
+	})
+}
+
+// TestAuditOfItsOwnInterval has one loop that looks more often than its chain, and asks for an
+// audit of all.
+func TestAuditOfItsOwnInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		watched, quiet := newStore(nil), newStore(nil)
+		c := run(t, Keyed("watched", watched, f.want, f.feed()).AuditEvery(10*time.Second), Keyed("quiet", quiet, f.want, f.feed()))
+		f.put(obj{"a", 1})
+		synctest.Wait()
+		lose := func(s *store) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.entries, "a")
+		}
+		lose(watched)
+		lose(quiet)
+		time.Sleep(11 * time.Second)
+		expect(t, watched, map[string]int{"a": 1})
+		expect(t, quiet, map[string]int{})
+		c.Audit()
+		synctest.Wait()
+		expect(t, quiet, map[string]int{"a": 1})
+	})
+}
+
+// TestSignal asks for all keys again because of something that is in no table.
+func TestSignal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var sig Signal
+		var value atomic.Int64
+		value.Store(1)
+		s := newStore(nil)
+		want := func(string) (int, bool) { return int(value.Load()), true }
+		run(t, Keyed("objects", s, want, EveryKey(&sig, func() []string { return []string{"a"} })))
+		expect(t, s, map[string]int{"a": 1})
+		for i := range 3 {
+			value.Store(int64(i))
+			sig.Fire()
+			expect(t, s, map[string]int{"a": i})
+		}
+	})
+}
+
+// TestRank writes the entries of one pass in the order of their rank and deletes them in the
+// opposite one.
+func TestRank(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture()
+		var journal, want []string
+		s := newStore(nil)
+		s.shared = &journal
+		var objs []obj
+		for i := range 9 {
+			objs = append(objs, obj{fmt.Sprint(8 - i), 1})
+			want = append(want, fmt.Sprintf(": set %d", i))
+		}
+		for i := range 9 {
+			want = append(want, fmt.Sprintf(": delete %d", 8-i))
+		}
+		run(t, Keyed("objects", s, f.want, f.feed()).Rank(func(k string) int { return int(k[0]) }))
+		f.put(objs...)
+		synctest.Wait()
+		f.remove("0", "1", "2", "3", "4", "5", "6", "7", "8")
+		synctest.Wait()
+		if !slices.Equal(journal, want) {
+			t.Errorf("order %q, want %q", journal, want)
 		}
 	})
 }
