@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"lash.internal/lash/agent/file"
 )
 
 // backupSuffix marks network configurations of others that an exclusive one put aside.
@@ -55,7 +57,7 @@ func WriteConf(path string, debug, exclusive bool) (foreign []string, err error)
 			}
 		}
 	}
-	if err := writeFile(path, append(body, '\n'), 0o600); err != nil {
+	if err := file.Write(path, append(body, '\n'), 0o600); err != nil {
 		return foreign, fmt.Errorf("write network configuration: %w", err)
 	}
 	return foreign, nil

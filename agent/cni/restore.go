@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"lash.internal/lash/agent/cni/wire"
+	"lash.internal/lash/agent/file"
 	"lash.internal/lash/agent/state"
 )
 
@@ -35,7 +36,7 @@ func (s *Server) save(ep state.Endpoint, link Link) error {
 	if err != nil {
 		return fmt.Errorf("encode endpoint %d: %w", ep.ID, err)
 	}
-	if err := writeFile(s.file(ep.ID), body, 0o600); err != nil {
+	if err := file.Write(s.file(ep.ID), body, 0o600); err != nil {
 		return fmt.Errorf("save endpoint %d: %w", ep.ID, err)
 	}
 	return nil
@@ -46,27 +47,6 @@ func (s *Server) forget(id uint16) error {
 		return fmt.Errorf("forget endpoint: %w", err)
 	}
 	return nil
-}
-
-// writeFile replaces a file in one step.
-func writeFile(path string, body []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	if _, err := tmp.Write(body); err != nil {
-		_ = tmp.Close()
-		return err
-	}
-	if err := tmp.Chmod(mode); err != nil {
-		_ = tmp.Close()
-		return err
-	}
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
 }
 
 // Restore turns the files of an earlier run into rows, replays the delete queue and says that the

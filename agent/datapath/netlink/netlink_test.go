@@ -234,6 +234,25 @@ func TestSysctlsAreGivenBack(t *testing.T) {
 	})
 }
 
+// TestHalfWrittenSysctls starts over a file of saved values that was cut off: it is put aside, and
+// the agent works.
+func TestHalfWrittenSysctls(t *testing.T) {
+	s := node(t)
+	if err := os.WriteFile(s.file, []byte(`{"ipv4/ip_fo`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSysctls(s.file, s.root)
+	if err != nil || s.Broken == "" {
+		t.Fatalf("broken file put aside as %q, %v", s.Broken, err)
+	}
+	if err := s.Forwarding(true, true); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(s.Broken); err != nil || string(b) != `{"ipv4/ip_fo` {
+		t.Errorf("put aside: %q, %v", b, err)
+	}
+}
+
 func TestDetect(t *testing.T) {
 	s := node(t)
 	if _, err := Ensure(plan(), s); err != nil {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"lash.internal/lash/agent/file"
 )
 
 // Sysctls writes below net of /proc/sys and remembers what it found there, so that the node can be
@@ -18,13 +20,18 @@ import (
 type Sysctls struct {
 	root string // /proc/sys/net, or where the node's is mounted
 	file string // saved originals, JSON: path -> value
+
+	// Broken is where a file of saved originals was put that could not be read; empty: there was
+	// none. What the node had before is not known then.
+	Broken string
 }
 
 // NewSysctls uses the first of roots that exists; saved is the file that keeps original values.
 func NewSysctls(saved string, roots ...string) (*Sysctls, error) {
 	for _, r := range roots {
 		if _, err := os.Stat(filepath.Join(r, "ipv4")); err == nil {
-			return &Sysctls{root: r, file: saved}, nil
+			s := &Sysctls{root: r, file: saved}
+			return s, s.setAside()
 		}
 	}
 	return nil, fmt.Errorf("none of %s is /proc/sys/net: %w", strings.Join(roots, ", "), fs.ErrNotExist)
@@ -67,17 +74,17 @@ func (s *Sysctls) Keep(path, value string) error {
 	return s.set(path, value)
 }
 
+func (s *Sysctls) setAside() (err error) {
+	if _, bad := s.load(); errors.Is(bad, file.ErrBroken) {
+		s.Broken, err = file.SetAside(s.file)
+	}
+	return err
+}
+
 func (s *Sysctls) load() (map[string]string, error) {
 	out := map[string]string{}
-	b, err := os.ReadFile(s.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return out, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(b, &out); err != nil {
-		return nil, fmt.Errorf("saved sysctls %s: %w", s.file, err)
+	if err := file.ReadJSON(s.file, &out); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("saved sysctls: %w", err)
 	}
 	return out, nil
 }
@@ -90,11 +97,7 @@ func (s *Sysctls) store(m map[string]string) error {
 	if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
 		return err
 	}
-	tmp := s.file + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, s.file)
+	return file.Write(s.file, b, 0o600)
 }
 
 // Restore writes back all remembered values and forgets them. A device that is gone is no error.
