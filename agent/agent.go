@@ -21,6 +21,7 @@ import (
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
+	"lash.internal/lash/agent/datapath/upgrade"
 	"lash.internal/lash/agent/flow"
 	"lash.internal/lash/agent/identity"
 	"lash.internal/lash/agent/ipam"
@@ -96,7 +97,14 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("devices", watcher.Run)
 
 	// The kernel: devices, maps and programs, adopted if they are there.
-	if a.kernel, err = openKernel(cfg, a.node, a.pool, log); err != nil {
+	a.kernel, err = openKernel(cfg, a.node, a.pool, a.tables, log)
+	if errors.Is(err, upgrade.ErrStandby) {
+		log.Error("standing by", "error", err)
+		a.setPhase(err)
+		<-ctx.Done()
+		return cause(ctx, nil)
+	}
+	if err != nil {
 		return err
 	}
 	defer func() {
@@ -132,6 +140,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 
 	// Loops: from here on the kernel follows the tables.
+	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
 	for _, chain := range a.chains() {
 		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
@@ -144,11 +153,15 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			return cause(ctx, ctx.Err())
 		}
 	}
+	if err := a.putIntoService(ctx); err != nil {
+		return cause(ctx, err)
+	}
 	background("conntrack", a.svc.collect)
 	background("pods", a.pods.Run)
 	if err := a.ready(); err != nil {
 		return err
 	}
+	background("upgrade", a.settle)
 	<-ctx.Done()
 	return cause(ctx, nil)
 }
@@ -204,8 +217,8 @@ type paths struct {
 	chain      *reconcile.Chain
 	addr       *reconcile.Loop[bpf.AddrKey, bpf.Addr]
 	ep         *reconcile.Loop[uint32, bpf.Ep]
-	toPod      *reconcile.Loop[attach.Hook, string]
-	fromPod    *reconcile.Loop[attach.Hook, string]
+	hooks      *reconcile.Loop[attach.Hook, attach.Program]
+	sockets    *reconcile.Loop[string, attach.Program]
 	neighbours *reconcile.Loop[state.NeighbourKey, [6]byte]
 	routes     *reconcile.Loop[netip.Prefix, state.Route]
 }
@@ -214,7 +227,7 @@ type paths struct {
 func (a *Agent) newPaths() error {
 	t, set := a.tables, a.kernel.maps
 	v := node.View{
-		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, VXLAN: a.kernel.devices.VXLAN, TunnelMTU: a.kernel.podMTU,
+		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
 		Tunnel: a.cfg.Tunnel, DirectRoutes: a.cfg.DirectRoutes,
 		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
 	}
@@ -234,7 +247,9 @@ func (a *Agent) newPaths() error {
 		return err
 	}
 	k := a.kernel
-	switches := reconcile.Whole("cfg", cfgMap, k.runCfg)
+	first := func() []uint32 { return []uint32{0} }
+	switches := reconcile.Keyed("cfg", cfgMap, k.runCfg,
+		reconcile.EveryKey(t.OwnDevices, first), reconcile.EveryKey(k.attach.Changed(), first))
 	vtep := reconcile.Keyed("vtep", vtepMap, v.Vtep, reconcile.FromTable(t.Tunnels, node.VtepKeys))
 	cidr := reconcile.Keyed("cidr", cidrMap, v.CIDR,
 		reconcile.FromTable(t.Nodes, v.CIDROfNode), reconcile.FromTable(t.Tunnels, v.CIDROfTunnel), reconcile.EveryKey(t.Nodes, v.CIDRStatic))
@@ -246,19 +261,20 @@ func (a *Agent) newPaths() error {
 	dev := reconcile.Keyed("dev", devMap, v.Dev,
 		reconcile.FromTable(t.Devices, node.DevKeys), reconcile.EveryKey(t.Nodes, a.deviceKeys))
 	ep := reconcile.Keyed("ep", epMap, v.Ep, reconcile.FromTable(t.Endpoints, node.EpKeys))
-	egress := reconcile.Keyed("hooks-egress", side{k.attach.TC(), true}, a.hook,
-		reconcile.FromTable(t.Endpoints, podHook(true)), reconcile.FromTable(t.Devices, deviceHook(true)), reconcile.EveryKey(t.Nodes, a.tunnelHook(true)))
-	ingress := reconcile.Keyed("hooks-ingress", side{k.attach.TC(), false}, a.hook,
-		reconcile.FromTable(t.Endpoints, podHook(false)), reconcile.FromTable(t.Devices, deviceHook(false)), reconcile.EveryKey(t.Nodes, a.tunnelHook(false)))
-	sockets := reconcile.Whole("hooks-socket", k.attach.Cgroup(a.cfg.CgroupRoot), a.socketHooks)
+	hooks := reconcile.Keyed("hooks", k.attach.Hooks(), a.hook,
+		reconcile.FromTable(t.Endpoints, podHooks), reconcile.FromTable(t.Devices, deviceHooks),
+		reconcile.FromTable(t.OwnDevices, ownHooks), reconcile.EveryKey(k.attach.Changed(), a.hooksOfAll)).
+		Equal(k.attach.Satisfies).Rank(a.hookRank).AuditEvery(attach.AuditInterval)
+	sockets := reconcile.Whole("hooks-socket", k.attach.Cgroup(a.cfg.CgroupRoot), a.socketHooks, k.attach.Changed()).
+		Equal(k.attach.Satisfies).AuditEvery(attach.AuditInterval)
 	neighbours := reconcile.Keyed("neighbours", netlink.Neighbours{}, v.Neighbour, reconcile.FromTable(t.Endpoints, node.NeighbourKeys))
 	routes := reconcile.Keyed("routes", netlink.Routes{}, v.Route,
 		reconcile.FromTable(t.Endpoints, v.RouteOfEndpoint), reconcile.FromTable(t.Nodes, v.RouteOfNode),
-		reconcile.FromTable(t.Devices, v.RouteOfDevice))
+		reconcile.FromTable(t.Devices, v.RouteOfDevice), reconcile.EveryKey(t.OwnDevices, v.Routes))
 	a.paths = &paths{
 		chain: reconcile.NewChain("paths", a.log,
-			switches, vtep, cidr, addr, dev, ep, egress, ingress, sockets, neighbours, routes),
-		addr: addr, ep: ep, toPod: egress, fromPod: ingress, neighbours: neighbours, routes: routes,
+			switches, vtep, cidr, addr, dev, ep, hooks, sockets, neighbours, routes),
+		addr: addr, ep: ep, hooks: hooks, sockets: sockets, neighbours: neighbours, routes: routes,
 	}
 	return nil
 }
@@ -266,6 +282,13 @@ func (a *Agent) newPaths() error {
 // chains are all chains of loops: Services before the paths that lead to them.
 func (a *Agent) chains() []*reconcile.Chain {
 	return slices.Concat(a.svc.chains(), []*reconcile.Chain{a.paths.chain})
+}
+
+// auditAll has every loop look what is left of its entries.
+func (a *Agent) auditAll() {
+	for _, c := range a.chains() {
+		c.Audit()
+	}
 }
 
 // newPods makes the server of the container runtime's requests.
@@ -288,9 +311,6 @@ func (a *Agent) newPods(client *kube.Client) error {
 
 // ready opens the node for pods, as the very last step of a start.
 func (a *Agent) ready() error {
-	if err := a.kernel.retire(); err != nil {
-		a.log.Warn("programs of older generations stay pinned", "error", err)
-	}
 	a.pods.SetReady(nil)
 	a.source.SetReady(true)
 	if a.cfg.CNIConfPath != "" {
@@ -309,8 +329,8 @@ func (a *Agent) ready() error {
 			written += st.Sets + st.Deletes
 		}
 	}
-	a.log.Info("ready", "entriesWritten", written, "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.programs.Hash,
-		"adopted", a.kernel.programs.Adopted)
+	a.log.Info("ready", "entriesWritten", written, "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.choice.Programs.Hash,
+		"adopted", a.kernel.choice.Programs.Adopted)
 	return nil
 }
 

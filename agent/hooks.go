@@ -11,41 +11,38 @@ import (
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/netlink"
 	"lash.internal/lash/agent/node"
-	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/state"
 )
 
-// side is the part of the tc hooks of one direction.
-type side struct {
-	reconcile.Target[attach.Hook, string]
-	egress bool
+// bothSides are the hooks of a device.
+func bothSides(index int) []attach.Hook {
+	return []attach.Hook{{Ifindex: index}, {Ifindex: index, Egress: true}}
 }
 
-func (s side) Load(ctx context.Context) (map[attach.Hook]string, error) {
-	all, err := s.Target.Load(ctx)
-	for h := range all {
-		if h.Egress != s.egress {
-			delete(all, h)
-		}
+func podHooks(e state.Endpoint) []attach.Hook { return bothSides(e.IfIndex) }
+
+func deviceHooks(d state.Device) []attach.Hook { return bothSides(d.Index) }
+
+func ownHooks(d state.OwnDevice) []attach.Hook {
+	if d.Name != state.VXLANDevice {
+		return nil
 	}
-	return all, err
+	return bothSides(d.Index)
 }
 
-func podHook(egress bool) func(state.Endpoint) []attach.Hook {
-	return func(e state.Endpoint) []attach.Hook { return []attach.Hook{{Ifindex: e.IfIndex, Egress: egress}} }
-}
-
-func deviceHook(egress bool) func(state.Device) []attach.Hook {
-	return func(d state.Device) []attach.Hook { return []attach.Hook{{Ifindex: d.Index, Egress: egress}} }
-}
-
-func (a *Agent) tunnelHook(egress bool) func() []attach.Hook {
-	return func() []attach.Hook {
-		if !a.cfg.Tunnel {
-			return nil
-		}
-		return []attach.Hook{{Ifindex: a.kernel.devices.VXLAN, Egress: egress}}
+// hooksOfAll are the hooks that are to have a program.
+func (a *Agent) hooksOfAll() []attach.Hook {
+	var out []attach.Hook
+	for _, e := range a.tables.Endpoints.All() {
+		out = append(out, podHooks(e)...)
 	}
+	for _, d := range a.tables.Devices.All() {
+		out = append(out, deviceHooks(d)...)
+	}
+	for _, d := range a.tables.OwnDevices.All() {
+		out = append(out, ownHooks(d)...)
+	}
+	return out
 }
 
 func (a *Agent) deviceKeys() []uint32 {
@@ -56,18 +53,18 @@ func (a *Agent) deviceKeys() []uint32 {
 	return out
 }
 
-// hook is the program that belongs on a hook.
-func (a *Agent) hook(h attach.Hook) (string, bool) {
+// hookName is the name of the program that belongs on a hook.
+func (a *Agent) hookName(h attach.Hook) (string, bool) {
 	name := func(in, out string) (string, bool) {
 		if h.Egress {
 			return out, true
 		}
 		return in, true
 	}
-	index := strconv.Itoa(h.Ifindex)
-	if a.cfg.Tunnel && h.Ifindex == a.kernel.devices.VXLAN {
+	if tunnel, ok := a.tables.OwnDevices.Get(state.VXLANDevice); ok && h.Ifindex == tunnel.Index {
 		return name("ov_from", "ov_to")
 	}
+	index := strconv.Itoa(h.Ifindex)
 	if len(a.tables.Devices.ByIndex("ifindex", index)) > 0 {
 		return name("nd_from", "nd_to")
 	}
@@ -78,13 +75,32 @@ func (a *Agent) hook(h attach.Hook) (string, bool) {
 	return "", false
 }
 
+// hook is the program that belongs on a hook, of the generation in use.
+func (a *Agent) hook(h attach.Hook) (attach.Program, bool) {
+	name, ok := a.hookName(h)
+	return a.kernel.attach.Of(name), ok
+}
+
+func (a *Agent) wantsHook(h attach.Hook) bool {
+	_, ok := a.hookName(h)
+	return ok
+}
+
+// hookRank has the receivers written before the senders.
+func (a *Agent) hookRank(h attach.Hook) int {
+	if p, _ := a.hook(h); p.Receives() {
+		return 0
+	}
+	return 1
+}
+
 // socketHooks are the programs that translate Services at the sockets; none when Services are
 // left to kube-proxy.
-func (a *Agent) socketHooks() map[string]string {
-	out := map[string]string{}
+func (a *Agent) socketHooks() map[string]attach.Program {
+	out := map[string]attach.Program{}
 	if a.cfg.KubeProxyReplacement {
-		for _, name := range a.kernel.programs.Socket() {
-			out[name] = name
+		for _, name := range a.kernel.attach.Sockets() {
+			out[name] = a.kernel.attach.Of(name)
 		}
 	}
 	return out
@@ -121,8 +137,7 @@ func (p podLinks) Publish(ctx context.Context, e state.Endpoint, _ state.Revisio
 	for _, sync := range []func() error{
 		func() error { return l.addr.Sync(ctx, p.a.view.AddrOfEndpoint(e)...) },
 		func() error { return l.ep.Sync(ctx, node.EpKeys(e)...) },
-		func() error { return l.toPod.Sync(ctx, podHook(true)(e)...) },
-		func() error { return l.fromPod.Sync(ctx, podHook(false)(e)...) },
+		func() error { return l.hooks.Sync(ctx, podHooks(e)...) },
 		func() error { return l.neighbours.Sync(ctx, node.NeighbourKeys(e)...) },
 		func() error { return l.routes.Sync(ctx, p.a.view.RouteOfEndpoint(e)...) },
 	} {

@@ -8,6 +8,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"lash.internal/lash/agent/config"
@@ -16,6 +19,8 @@ import (
 	"lash.internal/lash/agent/datapath/loader"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
+	"lash.internal/lash/agent/datapath/pinroot"
+	"lash.internal/lash/agent/datapath/upgrade"
 	"lash.internal/lash/agent/ipam"
 	"lash.internal/lash/agent/state"
 	"lash.internal/lash/bpf"
@@ -30,52 +35,96 @@ const (
 // kernel is what the agent holds of the node's kernel.
 type kernel struct {
 	cfg         *config.Config
+	log         *slog.Logger
 	features    feature.Set
+	root        *pinroot.Root
 	sysctls     *netlink.Sysctls
-	devices     netlink.Devices
+	devices     *netlink.Keeper
+	tables      *state.Tables
 	underlay6   bool
 	underlayMTU int
 	podMTU      int // largest packet between pods of two nodes
 	maps        *maps.Set
-	programs    *loader.Programs
+	choice      *upgrade.Choice
 	attach      *attach.Attacher
+
+	mu      sync.Mutex
+	problem error // with the generation that runs
 }
 
 // openKernel brings devices, maps and programs to where the loops can work with them. What an
 // earlier agent left is adopted.
-func openKernel(cfg *config.Config, self state.Node, pool *ipam.Pool, log *slog.Logger) (*kernel, error) {
-	k := &kernel{cfg: cfg, underlay6: !self.Addr(false).IsValid()}
-	var err error
-	if k.features, err = feature.Probe(); err != nil {
+func openKernel(cfg *config.Config, self state.Node, pool *ipam.Pool, tables *state.Tables, log *slog.Logger) (*kernel, error) {
+	k := &kernel{cfg: cfg, log: log, tables: tables, underlay6: !self.Addr(false).IsValid()}
+	if err := k.open(self, pool); err != nil {
+		k.close()
 		return nil, err
 	}
-	log.Info("kernel", "features", k.features.String())
+	return k, nil
+}
+
+func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
+	cfg, log := k.cfg, k.log
+	var err error
+	k.root, err = pinroot.Own(pinroot.Options{BPFRoot: cfg.BPFRoot, StateDir: cfg.StateDir, Attached: attach.Find, Log: log})
+	if err != nil {
+		return err
+	}
+	if k.features, err = feature.Probe(); err != nil {
+		return err
+	}
+	if cfg.ForceCLSBPF {
+		k.features.TCX = false
+	}
+	log.Info("kernel", "features", k.features.String(), "attachMode", k.features.AttachMode())
 	if k.sysctls, err = netlink.NewSysctls(filepath.Join(cfg.StateDir, "sysctl.json"), "/host/proc/sys/net", "/proc/sys/net"); err != nil {
-		return nil, err
+		return err
+	}
+	if k.sysctls.Broken != "" {
+		log.Error("the file of sysctls as they were before Lash cannot be read: an uninstallation cannot give them back", "kept", k.sysctls.Broken)
 	}
 	if err := k.openDevices(self, pool); err != nil {
-		return nil, err
+		return err
 	}
 	constants, err := k.constants(self, pool)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := k.sysctls.ReservePorts(constants.SNATMin, constants.SNATMax); err != nil {
-		return nil, err
+		return err
 	}
 	specs, err := loader.Read()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if k.maps, err = specs.OpenMaps(cfg.BPFRoot); err != nil {
-		return nil, err
+		return err
 	}
-	if k.programs, err = specs.Load(cfg.BPFRoot, k.maps, constants, k.features.String(), log); err != nil {
-		k.maps.Close()
-		return nil, fmt.Errorf("load programs: %w", err)
+	k.choice, err = upgrade.Choose(upgrade.Options{
+		BPFRoot: cfg.BPFRoot, Specs: specs, Maps: k.maps, Config: constants, Features: k.features.String(), Log: log,
+	})
+	if err != nil {
+		return err
 	}
-	k.attach = attach.New(cfg.BPFRoot, k.programs, k.features, log)
-	return k, nil
+	if k.choice.Problem != nil {
+		log.Error("upgrade of the programs failed", "error", k.choice.Problem)
+		k.problem = k.choice.Problem
+	}
+	k.attach, err = attach.New(attach.Options{
+		BPFRoot: cfg.BPFRoot, TCX: k.features.TCX, Generations: k.choice.Others(), Lost: k.root.Lost, Check: k.root.Check, Log: log,
+	}, k.choice.Programs)
+	if err != nil {
+		return err
+	}
+	k.note()
+	return nil
+}
+
+// note remembers which programs may be attached, before any is. The node can be served without that.
+func (k *kernel) note() {
+	if err := k.root.Note(k.choice.Programs.Hash, k.choice.Known()); err != nil {
+		k.log.Error("what the next start needs to know cannot be written", "error", err)
+	}
 }
 
 // openDevices finds out the MTU of the underlay and makes the devices of the node.
@@ -102,10 +151,10 @@ func (k *kernel) openDevices(self state.Node, pool *ipam.Pool) error {
 	if err := errors.Join(k.sysctls.NoGlobalReversePath(), k.sysctls.Forwarding(k.cfg.IPv4, k.cfg.IPv6)); err != nil {
 		return err
 	}
-	k.devices, err = netlink.Ensure(netlink.Plan{
+	k.devices, err = netlink.NewKeeper(k.tables, netlink.Plan{
 		IPv4: k.cfg.IPv4, IPv6: k.cfg.IPv6, Router4: pool.Router4(), Router6: pool.Router6(),
 		UnderlayMTU: k.underlayMTU, Tunnel: k.cfg.Tunnel, TunnelPort: k.cfg.TunnelPort,
-	}, k.sysctls)
+	}, k.sysctls, k.log)
 	return err
 }
 
@@ -128,7 +177,6 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 	}
 	c.Masquerade4 = k.cfg.IPv4 && k.cfg.MasqueradeIPv4
 	c.Masquerade6 = k.cfg.IPv6 && k.cfg.MasqueradeIPv6
-	c.VXLANIfindex, c.HostIfindex, c.NetIfindex = uint32(k.devices.VXLAN), uint32(k.devices.Host), uint32(k.devices.Net)
 	c.Tunnel, c.TunnelPort, c.TunnelMTU = k.cfg.Tunnel, k.cfg.TunnelPort, uint32(k.podMTU)
 	c.HostCookie = cookie
 	if k.cfg.IPv4 && k.cfg.IPv6 {
@@ -146,22 +194,51 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 	return c, nil
 }
 
-// runCfg are the switches that may change while programs run.
-func (k *kernel) runCfg() map[uint32]bpf.RunCfg {
+// runCfg are the switches that may change while programs run; there is one element.
+func (k *kernel) runCfg(element uint32) (bpf.RunCfg, bool) {
 	interval := k.cfg.MonitorAggregationInterval
-	c := bpf.RunCfg{ReportInterval: uint32(interval / (1 << bpf.SeenShift * time.Nanosecond)), DropRate: dropEvents, TraceRate: traceEvents}
+	tunnel, _ := k.tables.OwnDevices.Get(state.VXLANDevice)
+	c := bpf.RunCfg{
+		ReportInterval: uint32(interval / (1 << bpf.SeenShift * time.Nanosecond)), DropRate: dropEvents, TraceRate: traceEvents,
+		VxlanIfindex: uint32(tunnel.Index),
+	}
 	if k.cfg.MonitorAggregation == "none" {
 		c.TraceEvery = 1
 	}
-	return map[uint32]bpf.RunCfg{0: c}
+	if k.attach.Handover() {
+		c.Handover = 1
+	}
+	return c, element == 0
 }
 
-// retire drops the pins of generations that nothing runs any more.
-func (k *kernel) retire() error { return k.programs.Retire() }
+// trouble is what is wrong with the datapath though the node is served.
+func (k *kernel) trouble() []string {
+	k.mu.Lock()
+	problem := k.problem
+	k.mu.Unlock()
+	_, devices := k.devices.State()
+	if devices != nil {
+		devices = fmt.Errorf("devices of the node: %w", devices)
+	}
+	var out []string
+	for _, err := range []error{problem, devices, k.root.Check()} {
+		if err != nil {
+			out = append(out, strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+	}
+	st := k.attach.State()
+	return slices.Concat(out, st.Twins, st.Unpinned)
+}
 
 // close lets go of the kernel's objects; what is pinned or attached stays.
 func (k *kernel) close() {
-	k.attach.Close()
-	k.programs.Close()
-	k.maps.Close()
+	if k.choice != nil {
+		k.choice.Close()
+	}
+	if k.maps != nil {
+		k.maps.Close()
+	}
+	if k.root != nil {
+		k.root.Close()
+	}
 }

@@ -76,11 +76,12 @@ func serveAll(ctx context.Context, addrs map[string]http.Handler) error {
 func (a *Agent) serveAPI(ctx context.Context) error {
 	readable := dump.New(a.kernel.maps.All())
 	srv := rest.New(rest.Sources{
-		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
+		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Attachments: a.attachments,
+		Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
 		Services: a.svc.list, Events: a.events, CNI: a.pods.Handler(), Log: a.log,
 	})
-	if err := srv.Register(a.svc.flows); err != nil {
+	if err := srv.Register(a.svc.flows, a.kernel.attach); err != nil {
 		return err
 	}
 	ctx, stop := context.WithCancel(ctx)
@@ -120,11 +121,12 @@ func (a *Agent) settings() rest.Settings {
 
 // warnings are what a user should mend although the agent serves its node.
 func (a *Agent) warnings() []string {
+	out := a.kernel.trouble()
 	if far := a.view.Unrouted(); len(far) > 0 {
-		return []string{fmt.Sprintf("no route to the pods of %s: auto-direct-node-routes reaches only nodes on a link of this one; "+
-			"route their pod CIDRs in the network, or use routing-mode tunnel", strings.Join(far, ", "))}
+		out = append(out, fmt.Sprintf("no route to the pods of %s: auto-direct-node-routes reaches only nodes on a link of this one; "+
+			"route their pod CIDRs in the network, or use routing-mode tunnel", strings.Join(far, ", ")))
 	}
-	return nil
+	return out
 }
 
 // kubernetes is the state of the watches.
@@ -162,6 +164,16 @@ func (a *Agent) ipam() api.IPAMStatus {
 	}
 	out.Status = strings.Join(parts, ", ")
 	return out
+}
+
+// attachments is what is attached to the node.
+func (a *Agent) attachments() api.AttachmentStatus {
+	st := a.kernel.attach.State()
+	made, _ := a.kernel.devices.State()
+	return api.AttachmentStatus{
+		Generation: st.Generation, Devices: st.Hooks, Sockets: st.Sockets, Behind: st.Behind, Foreign: st.Foreign,
+		Repairs: st.Repairs, DeviceRepairs: made, LastAudit: st.LastAudit,
+	}
 }
 
 // cniFile says where the runtime's configuration is.

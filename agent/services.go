@@ -55,8 +55,8 @@ func (s *services) collect(ctx context.Context) error       { return s.flows.Run
 
 // newCollector joins the conntrack tables with the programs that delete from them.
 func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
-	expire, err1 := k.programs.Get("ct_expire")
-	purge, err2 := k.programs.Get("ct_purge")
+	expire, err1 := k.choice.Programs.Get("ct_expire")
+	purge, err2 := k.choice.Programs.Get("ct_purge")
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}

@@ -28,10 +28,8 @@ type Config struct {
 	Tunnel      bool
 	Masquerade4 bool
 	Masquerade6 bool
-	// Interfaces of ours.
-	VXLANIfindex, HostIfindex, NetIfindex uint32
-	TunnelPort                            uint16 // UDP
-	TunnelMTU                             uint32 // largest packet of a pod that fits the tunnel
+	TunnelPort  uint16 // UDP
+	TunnelMTU   uint32 // largest packet of a pod that fits the tunnel
 	// SNATMin and SNATMax bound the source ports of masqueraded flows, both inclusive. The range
 	// has to be in net.ipv4.ip_local_reserved_ports.
 	SNATMin, SNATMax uint16
@@ -62,8 +60,7 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		"c_ipv4": flag(c.IPv4), "c_ipv6": flag(c.IPv6), "c_kpr": flag(c.KubeProxyReplacement),
 		"c_sock_lb": c.SockLB, "c_masq4": flag(c.Masquerade4), "c_masq6": flag(c.Masquerade6),
-		"c_test": flag(c.Test), "c_tunnel": flag(c.Tunnel), "c_vxlan_ifindex": c.VXLANIfindex,
-		"c_host_ifindex": c.HostIfindex, "c_net_ifindex": c.NetIfindex,
+		"c_test": flag(c.Test), "c_tunnel": flag(c.Tunnel),
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
 		"c_world_id4": c.World4, "c_world_id6": c.World6,

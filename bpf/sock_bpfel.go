@@ -30,7 +30,6 @@ const (
 	SockProgSockSendmsg4     = "sock_sendmsg4"
 	SockProgSockSendmsg6     = "sock_sendmsg6"
 	SockVarC_hostCookie      = "c_host_cookie"
-	SockVarC_hostIfindex     = "c_host_ifindex"
 	SockVarC_ipv4            = "c_ipv4"
 	SockVarC_ipv6            = "c_ipv6"
 	SockVarC_kpr             = "c_kpr"
@@ -38,7 +37,6 @@ const (
 	SockVarC_loopback6       = "c_loopback6"
 	SockVarC_masq4           = "c_masq4"
 	SockVarC_masq6           = "c_masq6"
-	SockVarC_netIfindex      = "c_net_ifindex"
 	SockVarC_node4           = "c_node4"
 	SockVarC_node6           = "c_node6"
 	SockVarC_router4         = "c_router4"
@@ -50,7 +48,6 @@ const (
 	SockVarC_tunnel          = "c_tunnel"
 	SockVarC_tunnelMtu       = "c_tunnel_mtu"
 	SockVarC_tunnelPort      = "c_tunnel_port"
-	SockVarC_vxlanIfindex    = "c_vxlan_ifindex"
 	SockVarC_worldId4        = "c_world_id4"
 	SockVarC_worldId6        = "c_world_id6"
 )
@@ -122,30 +119,27 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
-	C_hostCookie   *ebpf.VariableSpec `ebpf:"c_host_cookie"`
-	C_hostIfindex  *ebpf.VariableSpec `ebpf:"c_host_ifindex"`
-	C_ipv4         *ebpf.VariableSpec `ebpf:"c_ipv4"`
-	C_ipv6         *ebpf.VariableSpec `ebpf:"c_ipv6"`
-	C_kpr          *ebpf.VariableSpec `ebpf:"c_kpr"`
-	C_loopback4    *ebpf.VariableSpec `ebpf:"c_loopback4"`
-	C_loopback6    *ebpf.VariableSpec `ebpf:"c_loopback6"`
-	C_masq4        *ebpf.VariableSpec `ebpf:"c_masq4"`
-	C_masq6        *ebpf.VariableSpec `ebpf:"c_masq6"`
-	C_netIfindex   *ebpf.VariableSpec `ebpf:"c_net_ifindex"`
-	C_node4        *ebpf.VariableSpec `ebpf:"c_node4"`
-	C_node6        *ebpf.VariableSpec `ebpf:"c_node6"`
-	C_router4      *ebpf.VariableSpec `ebpf:"c_router4"`
-	C_router6      *ebpf.VariableSpec `ebpf:"c_router6"`
-	C_snatMax      *ebpf.VariableSpec `ebpf:"c_snat_max"`
-	C_snatMin      *ebpf.VariableSpec `ebpf:"c_snat_min"`
-	C_sockLb       *ebpf.VariableSpec `ebpf:"c_sock_lb"`
-	C_test         *ebpf.VariableSpec `ebpf:"c_test"`
-	C_tunnel       *ebpf.VariableSpec `ebpf:"c_tunnel"`
-	C_tunnelMtu    *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort   *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
-	C_vxlanIfindex *ebpf.VariableSpec `ebpf:"c_vxlan_ifindex"`
-	C_worldId4     *ebpf.VariableSpec `ebpf:"c_world_id4"`
-	C_worldId6     *ebpf.VariableSpec `ebpf:"c_world_id6"`
+	C_hostCookie *ebpf.VariableSpec `ebpf:"c_host_cookie"`
+	C_ipv4       *ebpf.VariableSpec `ebpf:"c_ipv4"`
+	C_ipv6       *ebpf.VariableSpec `ebpf:"c_ipv6"`
+	C_kpr        *ebpf.VariableSpec `ebpf:"c_kpr"`
+	C_loopback4  *ebpf.VariableSpec `ebpf:"c_loopback4"`
+	C_loopback6  *ebpf.VariableSpec `ebpf:"c_loopback6"`
+	C_masq4      *ebpf.VariableSpec `ebpf:"c_masq4"`
+	C_masq6      *ebpf.VariableSpec `ebpf:"c_masq6"`
+	C_node4      *ebpf.VariableSpec `ebpf:"c_node4"`
+	C_node6      *ebpf.VariableSpec `ebpf:"c_node6"`
+	C_router4    *ebpf.VariableSpec `ebpf:"c_router4"`
+	C_router6    *ebpf.VariableSpec `ebpf:"c_router6"`
+	C_snatMax    *ebpf.VariableSpec `ebpf:"c_snat_max"`
+	C_snatMin    *ebpf.VariableSpec `ebpf:"c_snat_min"`
+	C_sockLb     *ebpf.VariableSpec `ebpf:"c_sock_lb"`
+	C_test       *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel     *ebpf.VariableSpec `ebpf:"c_tunnel"`
+	C_tunnelMtu  *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
+	C_worldId4   *ebpf.VariableSpec `ebpf:"c_world_id4"`
+	C_worldId6   *ebpf.VariableSpec `ebpf:"c_world_id6"`
 }
 
 // SockObjects contains all objects after they have been loaded into the kernel.
@@ -189,30 +183,27 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
-	C_hostCookie   *ebpf.Variable `ebpf:"c_host_cookie"`
-	C_hostIfindex  *ebpf.Variable `ebpf:"c_host_ifindex"`
-	C_ipv4         *ebpf.Variable `ebpf:"c_ipv4"`
-	C_ipv6         *ebpf.Variable `ebpf:"c_ipv6"`
-	C_kpr          *ebpf.Variable `ebpf:"c_kpr"`
-	C_loopback4    *ebpf.Variable `ebpf:"c_loopback4"`
-	C_loopback6    *ebpf.Variable `ebpf:"c_loopback6"`
-	C_masq4        *ebpf.Variable `ebpf:"c_masq4"`
-	C_masq6        *ebpf.Variable `ebpf:"c_masq6"`
-	C_netIfindex   *ebpf.Variable `ebpf:"c_net_ifindex"`
-	C_node4        *ebpf.Variable `ebpf:"c_node4"`
-	C_node6        *ebpf.Variable `ebpf:"c_node6"`
-	C_router4      *ebpf.Variable `ebpf:"c_router4"`
-	C_router6      *ebpf.Variable `ebpf:"c_router6"`
-	C_snatMax      *ebpf.Variable `ebpf:"c_snat_max"`
-	C_snatMin      *ebpf.Variable `ebpf:"c_snat_min"`
-	C_sockLb       *ebpf.Variable `ebpf:"c_sock_lb"`
-	C_test         *ebpf.Variable `ebpf:"c_test"`
-	C_tunnel       *ebpf.Variable `ebpf:"c_tunnel"`
-	C_tunnelMtu    *ebpf.Variable `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort   *ebpf.Variable `ebpf:"c_tunnel_port"`
-	C_vxlanIfindex *ebpf.Variable `ebpf:"c_vxlan_ifindex"`
-	C_worldId4     *ebpf.Variable `ebpf:"c_world_id4"`
-	C_worldId6     *ebpf.Variable `ebpf:"c_world_id6"`
+	C_hostCookie *ebpf.Variable `ebpf:"c_host_cookie"`
+	C_ipv4       *ebpf.Variable `ebpf:"c_ipv4"`
+	C_ipv6       *ebpf.Variable `ebpf:"c_ipv6"`
+	C_kpr        *ebpf.Variable `ebpf:"c_kpr"`
+	C_loopback4  *ebpf.Variable `ebpf:"c_loopback4"`
+	C_loopback6  *ebpf.Variable `ebpf:"c_loopback6"`
+	C_masq4      *ebpf.Variable `ebpf:"c_masq4"`
+	C_masq6      *ebpf.Variable `ebpf:"c_masq6"`
+	C_node4      *ebpf.Variable `ebpf:"c_node4"`
+	C_node6      *ebpf.Variable `ebpf:"c_node6"`
+	C_router4    *ebpf.Variable `ebpf:"c_router4"`
+	C_router6    *ebpf.Variable `ebpf:"c_router6"`
+	C_snatMax    *ebpf.Variable `ebpf:"c_snat_max"`
+	C_snatMin    *ebpf.Variable `ebpf:"c_snat_min"`
+	C_sockLb     *ebpf.Variable `ebpf:"c_sock_lb"`
+	C_test       *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel     *ebpf.Variable `ebpf:"c_tunnel"`
+	C_tunnelMtu  *ebpf.Variable `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort *ebpf.Variable `ebpf:"c_tunnel_port"`
+	C_worldId4   *ebpf.Variable `ebpf:"c_world_id4"`
+	C_worldId6   *ebpf.Variable `ebpf:"c_world_id6"`
 }
 
 // SockPrograms contains all programs after they have been loaded into the kernel.

@@ -442,6 +442,8 @@ type typesRunCfg struct {
 	ReportInterval uint32
 	DropRate       uint32
 	TraceRate      uint32
+	VxlanIfindex   uint32
+	Handover       uint32
 }
 
 type typesSkrev struct {

@@ -15,6 +15,7 @@ const (
 // StatusResponse is the agent's account of itself (GET /v1/healthz). A component that the agent
 // does not have is nil, not an empty value.
 type StatusResponse struct {
+	Attachments           *AttachmentStatus     `json:"attachments,omitempty"`
 	AttachMode            string                `json:"attach-mode,omitempty"`
 	BandwidthManager      *BandwidthManager     `json:"bandwidth-manager,omitempty"`
 	BPFMaps               *BPFMapStatus         `json:"bpf-maps,omitempty"`
@@ -45,6 +46,23 @@ type StatusResponse struct {
 	SRv6                  *SRv6                 `json:"srv6,omitempty"`
 	Stale                 map[string]time.Time  `json:"stale,omitempty"`
 	NetworkPolicyWarnings []string              `json:"network-policy-warnings,omitempty"`
+}
+
+// AttachmentStatus says which programs are attached to the node.
+type AttachmentStatus struct {
+	// Generation names the set of programs in use.
+	Generation string `json:"generation"`
+	// Devices and Sockets count hooks with a program of the agent, Behind those of devices that
+	// still have one of another generation, Foreign programs of others on the same hooks.
+	Devices int `json:"devices"`
+	Sockets int `json:"sockets"`
+	Behind  int `json:"behind"`
+	Foreign int `json:"foreign"`
+	// Repairs counts hooks that had lost their program and got it back, DeviceRepairs the times
+	// that cilium_host, cilium_net or cilium_vxlan had to be made right, since the agent started.
+	Repairs       uint64    `json:"repairs"`
+	DeviceRepairs uint64    `json:"device-repairs"`
+	LastAudit     time.Time `json:"last-audit,omitzero"`
 }
 
 // NodeReport is the agent's status together with the endpoints of its node: what a client wants

@@ -54,6 +54,8 @@ type Config struct {
 
 	CgroupRoot string
 	BPFRoot    string
+	// ForceCLSBPF attaches to devices by cls_bpf filters also where the kernel has tcx.
+	ForceCLSBPF bool
 
 	MonitorAggregation         string
 	MonitorAggregationInterval time.Duration

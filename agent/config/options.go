@@ -72,6 +72,7 @@ func datapathOptions() []option {
 		prefix("ipv4-native-routing-cidr", "destinations that are never masqueraded", false, func(c *Config) *netip.Prefix { return &c.NativeRoutingCIDRv4 }),
 		prefix("ipv6-native-routing-cidr", "destinations that are never masqueraded", true, func(c *Config) *netip.Prefix { return &c.NativeRoutingCIDRv6 }),
 		text("cgroup-root", "/run/cilium/cgroupv2", "where the node's cgroup2 tree is mounted", func(c *Config) *string { return &c.CgroupRoot }),
+		toggle("force-cls-bpf", "false", "attach to devices by cls_bpf filters also where the kernel has tcx", func(c *Config) *bool { return &c.ForceCLSBPF }),
 		text("bpf-root", "/sys/fs/bpf", "where bpffs is mounted", func(c *Config) *string { return &c.BPFRoot }),
 		{key: "monitor-aggregation", def: "medium", help: "how much of the traffic is reported: none, low, medium, maximum", set: setAggregation},
 		interval("monitor-aggregation-interval", "5s", "how often an active flow is reported", func(c *Config) *time.Duration { return &c.MonitorAggregationInterval }),

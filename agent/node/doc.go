@@ -9,5 +9,5 @@
 //	Nodes ------+--> Tunnels --> Wants -----+-- cidr    (pods not heard of yet, no-masquerade ranges)
 //	Devices ----+                           +-- vtep    (tunnel endpoints)
 //	Services ---+                           +-- dev     (masquerade addresses)
-//	                                        +-- routes, neighbours
+//	OwnDevices -+                           +-- routes, neighbours
 package node

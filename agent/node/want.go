@@ -24,8 +24,7 @@ type View struct {
 	// Tunnel says that pods of other nodes are reached through the tunnel; else DirectRoutes gives
 	// routes to the pods of nodes on the same link.
 	Tunnel, DirectRoutes bool
-	// VXLAN is the interface index of the tunnel device, TunnelMTU the largest packet that fits it.
-	VXLAN     int
+	// TunnelMTU is the largest packet that fits the tunnel.
 	TunnelMTU int
 	// Routers are this node's router addresses.
 	Routers []netip.Addr
@@ -319,6 +318,11 @@ func (v View) RouteOfDevice(state.Device) []netip.Prefix {
 	if v.Tunnel {
 		return nil
 	}
+	return v.Routes()
+}
+
+// Routes are the prefixes of the routes to all nodes' pods.
+func (v View) Routes() []netip.Prefix {
 	var out []netip.Prefix
 	for _, n := range v.Tables.Nodes.All() {
 		out = append(out, v.RouteOfNode(n)...)
@@ -345,7 +349,8 @@ func (v View) Route(p netip.Prefix) (state.Route, bool) {
 		return state.Route{}, true
 	}
 	if v.Tunnel {
-		return state.Route{Index: v.VXLAN, Src: src, MTU: v.TunnelMTU}, true
+		tunnel, ok := v.Tables.OwnDevices.Get(state.VXLANDevice)
+		return state.Route{Index: tunnel.Index, Src: src, MTU: v.TunnelMTU}, ok
 	}
 	return v.direct(nodes[0], p.Addr().Is6())
 }

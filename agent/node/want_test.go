@@ -39,6 +39,7 @@ func world(t *testing.T) (View, *Tunnels) {
 		Name: "eth0", Index: 2, MAC: mac, MTU: 1500,
 		Addrs: []netip.Prefix{prefix("192.0.2.1/24"), prefix("172.31.1.11/24"), prefix("fd31::11/64")},
 	})
+	tables.OwnDevices.Insert(tx, state.OwnDevice{Name: state.VXLANDevice, Index: 4})
 	tables.Endpoints.Insert(tx, state.Endpoint{
 		ID: 7, IfIndex: 10, IPv4: ip("10.244.0.7"), IPv6: ip("fd00::7"), Identity: 300, MAC: mac, NodeMAC: mac, State: state.EndpointReady,
 	})
@@ -52,7 +53,7 @@ func world(t *testing.T) (View, *Tunnels) {
 	tunnels := NewTunnels(tables, false, map[uint32]bpf.Vtep{5: {Ip: bpf.IP(ip("172.31.1.12"))}}, slog.New(slog.DiscardHandler))
 	tunnels.update(true, true)
 	v := View{
-		Tables: tables, Tunnel: true, VXLAN: 4, TunnelMTU: 1450, Routers: []netip.Addr{ip("10.244.0.1")}, Masquerade4: true,
+		Tables: tables, Tunnel: true, TunnelMTU: 1450, Routers: []netip.Addr{ip("10.244.0.1")}, Masquerade4: true,
 		NoMasquerade: []netip.Prefix{prefix("10.0.0.0/8")},
 		Vip:          func(a netip.Addr) bool { return a == ip("10.96.0.1") || a == ip("172.31.1.11") },
 	}
@@ -118,7 +119,7 @@ func TestCIDRsAndRoutes(t *testing.T) {
 // TestNativeRoutes wants routes over the link to the nodes that are on one, and the others named.
 func TestNativeRoutes(t *testing.T) {
 	v, _ := world(t)
-	v.Tunnel, v.DirectRoutes, v.VXLAN = false, true, 0
+	v.Tunnel, v.DirectRoutes = false, true
 	tx := v.Tables.DB.WriteTxn()
 	v.Tables.Nodes.Insert(tx, state.Node{
 		Name: "far", InternalIPs: []netip.Addr{ip("198.51.100.9")}, PodCIDRs: []netip.Prefix{prefix("10.244.9.0/24")},

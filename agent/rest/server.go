@@ -73,6 +73,7 @@ type Sources struct {
 	Tables      *state.Tables
 	Ready       func() error // nil error: the agent serves its node
 	Warnings    func() []string
+	Attachments func() api.AttachmentStatus
 	Kubernetes  func() api.K8sStatus
 	IPAM        func() api.IPAMStatus
 	CNIFile     func() api.Status

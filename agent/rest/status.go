@@ -41,6 +41,10 @@ func (s *Server) Status() api.StatusResponse {
 		Routing:              s.routing(),
 		SRv6:                 &api.SRv6{},
 	}
+	if s.src.Attachments != nil {
+		a := s.src.Attachments()
+		out.Attachments = &a
+	}
 	if s.src.Kubernetes != nil {
 		k := s.src.Kubernetes()
 		out.Kubernetes = &k

@@ -236,6 +236,19 @@ type Device struct {
 	DirectRouting bool
 }
 
+// Names of the devices that Lash makes for the node.
+const (
+	HostDevice  = "cilium_host"
+	NetDevice   = "cilium_net"
+	VXLANDevice = "cilium_vxlan"
+)
+
+// OwnDevice is a device that Lash has made for the node: cilium_host, cilium_net, cilium_vxlan.
+type OwnDevice struct {
+	Name  string
+	Index int // changes when the device is made again
+}
+
 // Tunnel is a tunnel endpoint of another node and the number that programs know it by.
 type Tunnel struct {
 	IP    netip.Addr // of the node, in the family of the underlay
@@ -269,6 +282,7 @@ type Tables struct {
 	Services       *Table[Name, Service]
 	EndpointSlices *Table[Name, EndpointSlice]
 	Devices        *Table[string, Device]
+	OwnDevices     *Table[string, OwnDevice]
 	Tunnels        *Table[netip.Addr, Tunnel]
 }
 
@@ -299,6 +313,7 @@ func NewTables() *Tables {
 		Devices: NewTable(db, "devices", func(r Device) string { return r.Name },
 			Index[Device]{Name: "ip", Of: func(r Device) []string { return prefixAddrs(r.Addrs) }},
 			Index[Device]{Name: "ifindex", Of: func(r Device) []string { return []string{strconv.Itoa(r.Index)} }}),
+		OwnDevices: NewTable(db, "own-devices", func(r OwnDevice) string { return r.Name }),
 		Tunnels: NewTable(db, "tunnels", func(r Tunnel) netip.Addr { return r.IP },
 			Index[Tunnel]{Name: "index", Of: func(r Tunnel) []string { return []string{strconv.Itoa(int(r.Index))} }}),
 	}

@@ -327,6 +327,8 @@ struct run_cfg {
 	__u32 report_interval; /* between events of a busy flow, unit of struct ct */
 	__u32 drop_rate;       /* drop events a second and CPU */
 	__u32 trace_rate;      /* trace events a second and CPU, 0: no trace events */
+	__u32 vxlan_ifindex;   /* cilium_vxlan */
+	__u32 handover; /* 1: another program of ours may stand behind this one at its hook */
 };
 
 /* evt_budget: token buckets of the events; one element a CPU. */

@@ -26,3 +26,10 @@ enum identity {
 /* Mark: one nibble says what the packet has been through. */
 #define MARK_MASK 0x0f00
 #define MARK_DONE 0x0300 /* all decisions are made, let it leave */
+
+/*
+ * Handled at this hook. While two ways of attaching are in place at once, the program that runs
+ * first says so to the one behind it, which then leaves the packet alone. The hooks (enum hook)
+ * have marks of their own, so that one that gets past its hook means nothing at the next.
+ */
+#define MARK_HANDLED(hook) ((8 + (hook)) << 8)

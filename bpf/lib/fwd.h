@@ -9,6 +9,7 @@
 #include "event.h"
 #include "icmp.h"
 #include "pkt.h"
+#include "switches.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -29,6 +30,15 @@ static __inline void mark_done(struct __sk_buff *ctx)
 static __inline int is_done(const struct __sk_buff *ctx)
 {
 	return (ctx->mark & MARK_MASK) == MARK_DONE;
+}
+
+/* Whether the program in front of this one at the hook has done the work already. */
+static __inline int was_handled(struct __sk_buff *ctx, u8 hook)
+{
+	if ((ctx->mark & MARK_MASK) != MARK_HANDLED(hook) || !in_handover())
+		return 0;
+	ctx->mark &= ~MARK_MASK;
+	return 1;
 }
 
 /* One routed hop: TTL or hop limit minus one, or the answer that it is used up. */
@@ -160,7 +170,7 @@ static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 	if (v)
 		return v;
 	p->how = FWD_TUNNEL;
-	p->oif = c_vxlan_ifindex;
+	p->oif = tunnel_device();
 	return V_FWD;
 }
 
@@ -322,6 +332,8 @@ static __inline int leave(struct __sk_buff *ctx, int v)
 	default:
 		if (p->hook == HOOK_OV_FROM || p->hook == HOOK_ND_FROM)
 			bpf_skb_change_type(ctx, PACKET_HOST);
+		if (in_handover())
+			ctx->mark = (ctx->mark & ~MARK_MASK) | MARK_HANDLED(p->hook);
 		return ACT_NEXT;
 	}
 }

@@ -9,6 +9,7 @@
 #include "event.h"
 #include "parse.h"
 #include "pkt.h"
+#include "switches.h"
 
 #define QUOTE_MAX 128 /* bytes of the packet that an error quotes, from its IP header on */
 
@@ -66,7 +67,7 @@ static __inline int send_back(struct __sk_buff *ctx, struct pkt *p)
 		if (v)
 			return v;
 		p->how = FWD_TUNNEL;
-		p->oif = c_vxlan_ifindex;
+		p->oif = tunnel_device();
 		return V_FWD;
 	}
 	if (bpf_skb_load_bytes(ctx, 0, macs, 12))

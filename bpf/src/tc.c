@@ -77,7 +77,7 @@ static __inline int from_pod(struct __sk_buff *ctx)
 SEC("tc")
 int pod_from(struct __sk_buff *ctx)
 {
-	return leave(ctx, from_pod(ctx));
+	return was_handled(ctx, HOOK_POD_FROM) ? ACT_NEXT : leave(ctx, from_pod(ctx));
 }
 
 static __inline int to_local_pod(struct __sk_buff *ctx)
@@ -110,7 +110,7 @@ static __inline int to_local_pod(struct __sk_buff *ctx)
 SEC("tc")
 int pod_to(struct __sk_buff *ctx)
 {
-	return leave(ctx, to_local_pod(ctx));
+	return was_handled(ctx, HOOK_POD_TO) ? ACT_NEXT : leave(ctx, to_local_pod(ctx));
 }
 
 static __inline int from_tunnel(struct __sk_buff *ctx)
@@ -141,7 +141,7 @@ static __inline int from_tunnel(struct __sk_buff *ctx)
 SEC("tc")
 int ov_from(struct __sk_buff *ctx)
 {
-	return leave(ctx, from_tunnel(ctx));
+	return was_handled(ctx, HOOK_OV_FROM) ? ACT_NEXT : leave(ctx, from_tunnel(ctx));
 }
 
 static __inline int to_overlay(struct __sk_buff *ctx)
@@ -174,7 +174,7 @@ static __inline int to_overlay(struct __sk_buff *ctx)
 SEC("tc")
 int ov_to(struct __sk_buff *ctx)
 {
-	return leave(ctx, to_overlay(ctx));
+	return was_handled(ctx, HOOK_OV_TO) ? ACT_NEXT : leave(ctx, to_overlay(ctx));
 }
 
 /* Whether a packet to this node's own address can be the reply to a masqueraded flow. */
@@ -240,7 +240,7 @@ static __inline int from_network(struct __sk_buff *ctx)
 SEC("tc")
 int nd_from(struct __sk_buff *ctx)
 {
-	return leave(ctx, from_network(ctx));
+	return was_handled(ctx, HOOK_ND_FROM) ? ACT_NEXT : leave(ctx, from_network(ctx));
 }
 
 /* Only packets of pods concern us here, those that the host stack forwarded. */
@@ -267,7 +267,7 @@ static __inline int to_outside(struct __sk_buff *ctx)
 SEC("tc")
 int nd_to(struct __sk_buff *ctx)
 {
-	return leave(ctx, to_outside(ctx));
+	return was_handled(ctx, HOOK_ND_TO) ? ACT_NEXT : leave(ctx, to_outside(ctx));
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -262,9 +262,6 @@ func (n *node) load(conf bpf.Config) {
 		n.t.Fatal(err)
 	}
 	shrink(spec)
-	conf.VXLANIfindex = uint32(n.ifindex("cilium_vxlan"))
-	conf.HostIfindex = uint32(n.ifindex("cilium_host"))
-	conf.NetIfindex = uint32(n.ifindex("cilium_net"))
 	conf.HostCookie = n.cookie()
 	conf.TunnelMTU = podMTU
 	conf.Router4, conf.Router6 = n.router4(), n.router6()
@@ -277,7 +274,9 @@ func (n *node) load(conf bpf.Config) {
 		n.t.Fatalf("%+v", err)
 	}
 	n.t.Cleanup(n.coll.Close)
-	n.put("cfg", uint32(0), bpf.RunCfg{ReportInterval: 4768, DropRate: 10000, TraceRate: 10000})
+	n.put("cfg", uint32(0), bpf.RunCfg{
+		ReportInterval: 4768, DropRate: 10000, TraceRate: 10000, VxlanIfindex: uint32(n.ifindex("cilium_vxlan")),
+	})
 	n.attach("cilium_vxlan", "ov_from", "ov_to")
 	n.attach("eth0", "nd_from", "nd_to")
 	n.put("dev", uint32(n.ifindex("eth0")), bpf.Dev{

@@ -516,3 +516,36 @@ func TestNeighbour(t *testing.T) {
 		t.Errorf("answered by %+v", s)
 	}
 }
+
+// TestHandover: while two programs of ours may stand behind each other at a hook, the second leaves
+// alone what the first has handled. Outside of a handover, and at other hooks, the mark means
+// nothing.
+func TestHandover(t *testing.T) {
+	both(t, nil, func(t *testing.T, b *bench) {
+		const podTo, ndFrom = 0x0a00, 0x0d00
+		in := packet{src: host{ip: b.node()}, dst: b.podA(), udp: udp(clientPrt, 53)}.bytes(t)
+		marked := func(mark uint32) func(*skb) { return func(s *skb) { s.Mark = 0x70000 | mark } }
+		r := b.run("pod_to", in, marked(0))
+		b.expect("no handover", r, actNext, byStack, 0)
+		if r.mark != 0x70000 {
+			t.Errorf("mark %#x after a packet outside of a handover", r.mark)
+		}
+		b.expect("mark without handover", b.run("pod_to", in, marked(podTo)), actNext, byStack, 0)
+
+		c := switches()
+		c.Handover = 1
+		b.put("cfg", uint32(0), c)
+		r = b.run("pod_to", in, marked(0))
+		b.expect("first program", r, actNext, byStack, 0)
+		if r.mark != 0x70000|podTo {
+			t.Errorf("mark %#x after the first program, want %#x", r.mark, 0x70000|podTo)
+		}
+		before := b.metric(0, bpf.MetricIngress)
+		r = b.run("pod_to", in, marked(podTo))
+		b.expect("second program", r, actNext, 0, 0)
+		if r.mark != 0x70000 || b.metric(0, bpf.MetricIngress) != before {
+			t.Errorf("the second program counted the packet again, or left mark %#x", r.mark)
+		}
+		b.expect("mark of another hook", b.run("pod_to", in, marked(ndFrom)), actNext, byStack, 0)
+	})
+}

@@ -109,7 +109,6 @@ func newBench(t *testing.T, v6 bool, conf func(*bpf.Config)) *bench {
 	shrink(gc)
 	c := bpf.DefaultConfig()
 	c.Test = true
-	c.VXLANIfindex = vxlanDev
 	c.Router4, c.Router6 = netip.MustParseAddr("10.0.1.1"), netip.MustParseAddr("fd00:10:1::1")
 	if conf != nil {
 		conf(&c)
@@ -143,7 +142,7 @@ func newBench(t *testing.T, v6 bool, conf func(*bpf.Config)) *bench {
 }
 
 func (b *bench) fill() {
-	b.put("cfg", uint32(0), bpf.RunCfg{ReportInterval: 4768, DropRate: 1000, TraceRate: 1000})
+	b.put("cfg", uint32(0), switches())
 	b.endpoint(podADev, b.podA(), idA)
 	b.endpoint(podBDev, b.podB(), idB)
 	b.who(b.node(), bpf.Addr{Kind: bpf.AddrLocalNode, Identity: bpf.IdentityHost})
@@ -155,6 +154,10 @@ func (b *bench) fill() {
 	b.put("dev", uint32(here), bpf.Dev{
 		Masq4: [4]byte{192, 168, 0, 1}, Masq6: netip.MustParseAddr("fd00:1::1").As16(), Mtu: 1500,
 	})
+}
+
+func switches() bpf.RunCfg {
+	return bpf.RunCfg{ReportInterval: 4768, DropRate: 1000, TraceRate: 1000, VxlanIfindex: vxlanDev}
 }
 
 func (b *bench) put(m string, k, v any) {

@@ -91,6 +91,7 @@ seccompProfile:
 {{- $_ := set $c "mtu" $v.MTU -}}
 {{- $_ := set $c "cgroup-root" $v.cgroup.hostRoot -}}
 {{- $_ := set $c "bpf-root" $v.bpf.root -}}
+{{- $_ := set $c "force-cls-bpf" (eq ($v.bpf.enableTCX | toString) "false") -}}
 {{- $_ := set $c "monitor-aggregation" $v.bpf.monitorAggregation -}}
 {{- $_ := set $c "monitor-aggregation-interval" $v.bpf.monitorInterval -}}
 {{- $_ := set $c "enable-policy" $v.policyEnforcementMode -}}

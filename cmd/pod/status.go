@@ -16,7 +16,7 @@ import (
 
 // details says which parts of the status text are wanted.
 type details struct {
-	addresses, controllers, nodes, kpr, maps bool
+	addresses, controllers, nodes, kpr, maps, attachments bool
 }
 
 func newStatus(a *app) *cobra.Command {
@@ -60,7 +60,7 @@ func newStatus(a *app) *cobra.Command {
 				return err
 			}
 			if verbose {
-				d = details{addresses: true, controllers: true, nodes: true, kpr: true, maps: true}
+				d = details{addresses: true, controllers: true, nodes: true, kpr: true, maps: true, attachments: true}
 			}
 			if err := writeStatus(a.w.Out, st, d, time.Now()); err != nil {
 				return err

@@ -64,7 +64,7 @@ func writeStatus(w io.Writer, st *api.StatusResponse, d details, now time.Time) 
 	if m := st.ClusterMesh; m != nil {
 		row("ClusterMesh", "%d/%d remote clusters ready, %d global-services", len(m.Clusters), len(m.Clusters), 0)
 	}
-	writeDatapathRows(row, st)
+	writeDatapathRows(row, st, d.attachments)
 	if st.ClockSource != nil && d.kpr {
 		row("Clock Source for BPF", "%s", st.ClockSource.Mode)
 	}
@@ -178,7 +178,7 @@ func compareAddrs(a, b string) int {
 	return x.Compare(y)
 }
 
-func writeDatapathRows(row rowFunc, st *api.StatusResponse) {
+func writeDatapathRows(row rowFunc, st *api.StatusResponse, attachments bool) {
 	bigTCP := func(label string, b *api.BigTCP) {
 		switch {
 		case b == nil:
@@ -206,6 +206,10 @@ func writeDatapathRows(row rowFunc, st *api.StatusResponse) {
 	}
 	if st.AttachMode != "" {
 		row("Attach Mode", "%s", st.AttachMode)
+	}
+	if at := st.Attachments; at != nil && attachments {
+		row("Attachments", "generation %s on %d device hooks and %d socket hooks\t%d behind, %d foreign, %d repaired, %d device repairs",
+			at.Generation, at.Devices, at.Sockets, at.Behind, at.Foreign, at.Repairs, at.DeviceRepairs)
 	}
 	if st.DatapathMode != "" {
 		row("Device Mode", "%s", st.DatapathMode)

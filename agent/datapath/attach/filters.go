@@ -3,25 +3,38 @@
 package attach
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// Our filters have this place among those of a device, and a name that starts like this.
+// Our filters have this place among those of a device, and a name that starts like this. Where
+// somebody else has the handle, the next is taken.
 const (
 	filterPriority = 50
 	filterHandle   = 0x50
+	filterHandles  = 8
 	filterPrefix   = "lash_"
 )
 
-// filters is the device hooks by cls_bpf filters, for kernels without tcx links.
-type filters struct{ *Attacher }
+// filters attaches to devices by cls_bpf filters in direct-action mode. Their qdisc is shared with
+// others, so it is only removed when we have made it and nothing else is in it; a folder in the BPF
+// file system remembers that we have: <bpf-root>/lash/clsact/if<index>.
+type filters struct {
+	*Attacher
+	marks string
+
+	mu    sync.Mutex
+	known map[Hook]bool // hooks that may have a filter of ours; nil: all devices have to be asked
+}
 
 func parent(egress bool) uint32 {
 	if egress {
@@ -30,62 +43,131 @@ func parent(egress bool) uint32 {
 	return netlink.HANDLE_MIN_INGRESS
 }
 
-// ownFilter returns our filter on a side of a device, nil when there is none.
-func ownFilter(dev netlink.Link, egress bool) (*netlink.BpfFilter, error) {
-	all, err := netlink.FilterList(dev, parent(egress))
-	if err != nil {
-		return nil, fmt.Errorf("filters of %s: %w", dev.Attrs().Name, err)
-	}
-	for _, f := range all {
-		b, ok := f.(*netlink.BpfFilter)
-		if ok && b.Priority == filterPriority && b.Handle == filterHandle && strings.HasPrefix(b.Name, filterPrefix) {
-			return b, nil
-		}
-	}
-	return nil, nil
+// device stands for one in requests that need nothing but the index.
+func device(index int) netlink.Link {
+	return &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
 }
 
-// Load looks at all devices.
-func (f filters) Load(context.Context) (map[Hook]string, error) {
-	devs, err := netlink.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("devices: %w", err)
+// at lists the BPF filters on a hook that have our priority: ours, nil if there is none, and the
+// handles that others have.
+func at(h Hook) (own *netlink.BpfFilter, taken map[uint32]bool, err error) {
+	all, err := netlink.FilterList(device(h.Ifindex), parent(h.Egress))
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil, nil
 	}
-	out := map[Hook]string{}
-	for _, dev := range devs {
-		for _, egress := range []bool{false, true} {
-			own, err := ownFilter(dev, egress)
-			if err != nil {
-				return nil, err
-			}
-			if own != nil {
-				out[Hook{dev.Attrs().Index, egress}] = f.nameOf(ebpf.ProgramID(own.Id))
-			}
+	if err != nil {
+		return nil, nil, fmt.Errorf("filters on %s: %w", h, err)
+	}
+	taken = map[uint32]bool{}
+	for _, f := range all {
+		if f.Attrs().Priority != filterPriority {
+			continue
+		}
+		if b, ok := f.(*netlink.BpfFilter); ok && own == nil && b.DirectAction && strings.HasPrefix(b.Name, filterPrefix) {
+			own = b
+			continue
+		}
+		taken[f.Attrs().Handle] = true
+	}
+	return own, taken, nil
+}
+
+// list asks the devices for our filters: all of them the first time, later those that had one.
+func (f *filters) list() (map[Hook]ebpf.ProgramID, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.known == nil {
+		devs, err := netlink.LinkList()
+		if err != nil {
+			return nil, fmt.Errorf("devices: %w", err)
+		}
+		f.known = map[Hook]bool{}
+		for _, d := range devs {
+			f.known[Hook{d.Attrs().Index, false}], f.known[Hook{d.Attrs().Index, true}] = true, true
+		}
+		if err := f.forgetMarks(); err != nil {
+			return nil, err
+		}
+	}
+	out := map[Hook]ebpf.ProgramID{}
+	for h := range f.known {
+		own, _, err := at(h)
+		if err != nil {
+			return nil, err
+		}
+		if own != nil {
+			out[h] = ebpf.ProgramID(own.Id)
+		} else {
+			delete(f.known, h)
 		}
 	}
 	return out, nil
 }
 
-// Set replaces the filter in one step.
-func (f filters) Set(_ context.Context, h Hook, name string) error {
-	prog, err := f.programs.Get(name)
-	if err != nil {
+// forgetMarks drops what is remembered of devices that are gone.
+func (f *filters) forgetMarks() error {
+	marks, err := os.ReadDir(f.marks)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	dev, err := netlink.LinkByIndex(h.Ifindex)
-	if err != nil {
-		return fmt.Errorf("device %d: %w", h.Ifindex, err)
+	for _, m := range marks {
+		if index, ok := deviceOf(m.Name()); ok && !f.known[Hook{index, false}] {
+			if err := os.Remove(filepath.Join(f.marks, m.Name())); err != nil {
+				return err
+			}
+		}
 	}
-	if own, err := ownFilter(dev, h.Egress); err == nil && own != nil && f.nameOf(ebpf.ProgramID(own.Id)) == name {
-		return nil
-	}
-	qdisc := &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: h.Ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+	return nil
+}
+
+func (f *filters) mark(index int) string { return filepath.Join(f.marks, fmt.Sprintf("if%d", index)) }
+
+func clsact(index int) *netlink.GenericQdisc {
+	return &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
 		QdiscType:  "clsact",
 	}
-	// Others use the same qdisc, so it is never replaced and never removed.
-	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("qdisc of %s: %w", dev.Attrs().Name, err)
+}
+
+// qdisc makes the qdisc of a device unless there is one.
+func (f *filters) qdisc(index int) error {
+	err := netlink.QdiscAdd(clsact(index))
+	if errors.Is(err, unix.EEXIST) {
+		return isClsact(index)
+	}
+	if err != nil {
+		return fmt.Errorf("qdisc of device %d: %w", index, err)
+	}
+	if err := os.MkdirAll(f.mark(index), 0o700); err != nil {
+		return fmt.Errorf("remember the qdisc of device %d: %w", index, err)
+	}
+	return nil
+}
+
+// isClsact refuses the older kind of qdisc, which would take a filter for packets that leave and run
+// it on those that arrive.
+func isClsact(index int) error {
+	qdiscs, err := netlink.QdiscList(device(index))
+	if err != nil {
+		return fmt.Errorf("qdiscs of device %d: %w", index, err)
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "ingress" {
+			return fmt.Errorf("device %d has an ingress qdisc of somebody else: make it a clsact qdisc", index)
+		}
+	}
+	return nil
+}
+
+// put replaces the filter in one step, or makes it.
+func (f *filters) put(h Hook, prog *ebpf.Program, name string) (bool, error) {
+	own, taken, err := at(h)
+	if err != nil {
+		return false, err
+	}
+	id, err := idOf(prog)
+	if err != nil {
+		return false, err
 	}
 	filter := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
@@ -94,43 +176,95 @@ func (f filters) Set(_ context.Context, h Hook, name string) error {
 		},
 		Fd: prog.FD(), Name: filterPrefix + name, DirectAction: true,
 	}
-	if err := netlink.FilterReplace(filter); err != nil {
-		return fmt.Errorf("filter %s on %s: %w", name, dev.Attrs().Name, err)
-	}
-	return nil
-}
-
-// Delete removes the filter; with its device it is gone already.
-func (f filters) Delete(_ context.Context, h Hook) error {
-	dev, err := netlink.LinkByIndex(h.Ifindex)
-	if err != nil {
-		if errors.As(err, &netlink.LinkNotFoundError{}) {
-			return nil
+	switch {
+	case own != nil && ebpf.ProgramID(own.Id) == id:
+		return false, nil
+	case own != nil:
+		filter.Handle = own.Handle
+	default:
+		if err := f.qdisc(h.Ifindex); err != nil {
+			return false, err
 		}
-		return fmt.Errorf("device %d: %w", h.Ifindex, err)
+		for taken[filter.Handle] {
+			if filter.Handle++; filter.Handle == filterHandle+filterHandles {
+				return false, fmt.Errorf("filters of others on %s have priority %d and all handles from %#x on", h, filterPriority, filterHandle)
+			}
+		}
 	}
-	return removeFilter(dev, h.Egress)
+	f.mu.Lock()
+	if f.known != nil {
+		f.known[h] = true
+	}
+	f.mu.Unlock()
+	if err := netlink.FilterReplace(filter); err != nil {
+		return false, fmt.Errorf("filter %s on %s: %w%s", name, h, err, explain(h))
+	}
+	return own == nil, nil
 }
 
-func removeFilter(dev netlink.Link, egress bool) error {
-	own, err := ownFilter(dev, egress)
-	if err != nil || own == nil {
+// explain says what others have on a device that keeps a filter of ours away.
+func explain(h Hook) string {
+	filters, err := netlink.FilterList(device(h.Ifindex), parent(h.Egress))
+	if err != nil {
+		return ""
+	}
+	for _, o := range filters {
+		if o.Attrs().Priority == filterPriority && o.Type() != "bpf" {
+			return fmt.Sprintf(" (a filter of kind %s has priority %d there)", o.Type(), filterPriority)
+		}
+	}
+	return ""
+}
+
+// remove takes the filter off; with its device it is gone already.
+func (f *filters) remove(h Hook) error {
+	own, _, err := at(h)
+	if err != nil {
 		return err
 	}
-	if err := netlink.FilterDel(own); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove filter from %s: %w", dev.Attrs().Name, err)
+	if own != nil {
+		if err := netlink.FilterDel(own); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove filter from %s: %w", h, err)
+		}
 	}
-	return nil
+	f.mu.Lock()
+	delete(f.known, h)
+	f.mu.Unlock()
+	return f.dropQdisc(h.Ifindex)
 }
 
-func cleanFilters() error {
-	devs, err := netlink.LinkList()
+// dropQdisc removes the qdisc of a device that we have made and that nobody uses.
+func (f *filters) dropQdisc(index int) error {
+	if _, err := os.Stat(f.mark(index)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	for _, egress := range []bool{false, true} {
+		left, err := netlink.FilterList(device(index), parent(egress))
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("filters of device %d: %w", index, err)
+		}
+		if len(left) > 0 {
+			return nil
+		}
+	}
+	err := netlink.QdiscDel(clsact(index))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("remove qdisc of device %d: %w", index, err)
+	}
+	return os.Remove(f.mark(index))
+}
+
+// clean removes all filters of ours.
+func (f *filters) clean() error {
+	all, err := f.list()
 	if err != nil {
-		return fmt.Errorf("devices: %w", err)
+		return err
 	}
 	var errs []error
-	for _, dev := range devs {
-		errs = append(errs, removeFilter(dev, false), removeFilter(dev, true))
+	for h := range all {
+		errs = append(errs, f.remove(h))
 	}
 	return errors.Join(errs...)
 }

@@ -301,6 +301,6 @@ func (d *Maps) cfg() ([]api.MapEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []api.MapEntry{{Key: "0", Value: fmt.Sprintf("trace_every=%d report_interval=%d drop_rate=%d trace_rate=%d",
-		c.TraceEvery, c.ReportInterval, c.DropRate, c.TraceRate)}}, nil
+	return []api.MapEntry{{Key: "0", Value: fmt.Sprintf("trace_every=%d report_interval=%d drop_rate=%d trace_rate=%d vxlan_ifindex=%d handover=%d",
+		c.TraceEvery, c.ReportInterval, c.DropRate, c.TraceRate, c.VxlanIfindex, c.Handover)}}, nil
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // MissingError says that the kernel lacks something that the datapath cannot do without.
@@ -96,7 +97,11 @@ func Probe() (Set, error) {
 	if err := check(requirements); err != nil {
 		return Set{}, err
 	}
-	// Interface 1 is the loopback device of every network namespace.
+	// Interface 1 is the loopback device of every network namespace. A kernel without tcx does not
+	// know the place.
 	_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		return Set{}, fmt.Errorf("probe tcx: %w", err)
+	}
 	return Set{TCX: err == nil}, nil
 }

@@ -3,9 +3,10 @@
 // Package loader brings the programs into the kernel. A generation is one set of programs with
 // its constants; its name is a hash of everything that makes it what it is. A generation that is
 // pinned already is adopted as it is, so that an agent that starts over an unchanged node loads
-// nothing.
+// nothing. A new one is loaded aside, and is adopted by nobody before it is accepted.
 //
 //	<bpf-root>/lash/gen/<hash>/<object>-<program>
+//	<bpf-root>/lash/gen/<hash>_new/...              loaded, not accepted
 package loader
 
 import (
@@ -15,9 +16,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -34,57 +37,63 @@ type Programs struct {
 	Hash string
 	// Adopted says that nothing had to be loaded.
 	Adopted bool
-	root    string
+	dir     string // of the pins
 	byName  map[string]*ebpf.Program
 	types   map[string]ebpf.AttachType
 	ids     map[ebpf.ProgramID]string
 }
 
-// object is one compiled file.
-type object struct {
-	name string
-	load func() (*ebpf.CollectionSpec, error)
-}
-
-func objects() []object {
-	return []object{{"tc", bpf.LoadTc}, {"sock", bpf.LoadSock}, {"gc", bpf.LoadGc}}
-}
+// unaccepted ends the name of a folder of programs that were loaded aside.
+const unaccepted = "_new"
 
 func genDir(bpfRoot string) string { return filepath.Join(bpfRoot, "lash", "gen") }
 
+// Object is one compiled file.
+type Object struct {
+	Name string
+	Spec *ebpf.CollectionSpec
+}
+
 // Specs is the compiled objects, ready to be loaded.
 type Specs struct {
-	names []string
-	specs []*ebpf.CollectionSpec
+	digest [sha256.Size]byte
+	objs   []Object
 }
+
+// New joins objects. digest identifies them: it is another one whenever they do something else.
+func New(digest [sha256.Size]byte, objs ...Object) *Specs { return &Specs{digest, objs} }
 
 // Read parses the embedded objects.
 func Read() (*Specs, error) {
-	s := &Specs{}
-	for _, o := range objects() {
+	s := New(bpf.Digest())
+	for _, o := range []struct {
+		name string
+		load func() (*ebpf.CollectionSpec, error)
+	}{{"tc", bpf.LoadTc}, {"sock", bpf.LoadSock}, {"gc", bpf.LoadGc}} {
 		spec, err := o.load()
 		if err != nil {
 			return nil, fmt.Errorf("object %s: %w", o.name, err)
 		}
-		s.names = append(s.names, o.name)
-		s.specs = append(s.specs, spec)
+		s.objs = append(s.objs, Object{o.name, spec})
 	}
 	return s, nil
 }
 
 // OpenMaps opens or creates the maps of all objects.
-func (s *Specs) OpenMaps(bpfRoot string) (*maps.Set, error) { return maps.Open(bpfRoot, s.specs...) }
-
-// Load adopts the pinned generation that fits, or loads and pins a new one. features is the text
-// form of the kernel's features, as they may change what is loaded.
-func (s *Specs) Load(bpfRoot string, set *maps.Set, cfg bpf.Config, features string, log *slog.Logger) (*Programs, error) {
-	p := &Programs{
-		root: bpfRoot, byName: map[string]*ebpf.Program{},
-		types: map[string]ebpf.AttachType{}, ids: map[ebpf.ProgramID]string{},
+func (s *Specs) OpenMaps(bpfRoot string) (*maps.Set, error) {
+	specs := make([]*ebpf.CollectionSpec, 0, len(s.objs))
+	for _, o := range s.objs {
+		specs = append(specs, o.Spec)
 	}
+	return maps.Open(bpfRoot, specs...)
+}
+
+// Load adopts the pinned generation that fits, or loads a new one aside. features is the text form
+// of the kernel's features, as they may change what is loaded.
+func (s *Specs) Load(bpfRoot string, set *maps.Set, cfg bpf.Config, features string, log *slog.Logger) (*Programs, error) {
+	p := s.programs()
 	h := sha256.New()
-	digest := bpf.Digest()
-	fmt.Fprintf(h, "%d %x %+v %s", version, digest, cfg, features)
+	fmt.Fprintf(h, "%d %x %+v %s", version, s.digest, cfg, features)
 	for _, name := range set.Names() {
 		m, err := set.Get(name)
 		if err != nil {
@@ -100,33 +109,105 @@ func (s *Specs) Load(bpfRoot string, set *maps.Set, cfg bpf.Config, features str
 		fmt.Fprintf(h, " %s=%d", name, id)
 	}
 	p.Hash = hex.EncodeToString(h.Sum(nil)[:8])
-	dir := filepath.Join(genDir(bpfRoot), p.Hash)
-	for _, spec := range s.specs {
-		for name, ps := range spec.Programs {
-			p.types[name] = ps.AttachType
-		}
-	}
-	if err := p.adopt(s, dir); err == nil {
+	p.dir = filepath.Join(genDir(bpfRoot), p.Hash)
+	if err := p.adopt(s); err == nil {
 		p.Adopted = true
 		return p, p.index()
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		log.Warn("cannot adopt the programs of this generation, loading them again", "generation", p.Hash, "error", err)
 	}
 	p.Close()
-	if err := os.RemoveAll(dir); err != nil {
+	aside := p.dir + unaccepted
+	if err := errors.Join(os.RemoveAll(p.dir), os.RemoveAll(aside)); err != nil {
 		return nil, fmt.Errorf("incomplete generation: %w", err)
 	}
-	if err := p.load(s, dir, set, cfg); err != nil {
-		p.Close()
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	p.dir = aside
+	if err := p.load(s, set, cfg); err != nil {
+		return nil, errors.Join(err, p.Discard())
 	}
 	return p, p.index()
 }
 
-func (p *Programs) adopt(s *Specs, dir string) error {
-	for i, spec := range s.specs {
-		for name := range spec.Programs {
-			prog, err := ebpf.LoadPinnedProgram(filepath.Join(dir, s.names[i]+"-"+name), nil)
+func (s *Specs) programs() *Programs {
+	p := &Programs{byName: map[string]*ebpf.Program{}, types: map[string]ebpf.AttachType{}, ids: map[ebpf.ProgramID]string{}}
+	for _, o := range s.objs {
+		for name, ps := range o.Spec.Programs {
+			p.types[name] = ps.AttachType
+		}
+	}
+	return p
+}
+
+// Accept makes programs that were loaded aside those that a later start adopts.
+func (p *Programs) Accept() error {
+	final, aside := strings.CutSuffix(p.dir, unaccepted)
+	if !aside {
+		return nil
+	}
+	if err := os.Rename(p.dir, final); err != nil {
+		return fmt.Errorf("accept generation %s: %w", p.Hash, err)
+	}
+	p.dir = final
+	return nil
+}
+
+// Discard removes the pins of programs and closes them.
+func (p *Programs) Discard() error {
+	p.Close()
+	if err := os.RemoveAll(p.dir); err != nil {
+		return fmt.Errorf("discard generation %s: %w", p.Hash, err)
+	}
+	return nil
+}
+
+// Generations opens all generations that are pinned and accepted. The programs of one that was
+// loaded by another version may be others than those of s.
+func (s *Specs) Generations(bpfRoot string) ([]*Programs, error) {
+	entries, err := os.ReadDir(genDir(bpfRoot))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("generations: %w", err)
+	}
+	var out []*Programs
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), unaccepted) {
+			continue
+		}
+		p := s.programs()
+		p.Hash, p.Adopted, p.dir = e.Name(), true, filepath.Join(genDir(bpfRoot), e.Name())
+		out = append(out, p)
+		if err := p.open(); err != nil {
+			for _, o := range out {
+				o.Close()
+			}
+			return nil, fmt.Errorf("generation %s: %w", p.Hash, err)
+		}
+	}
+	return out, nil
+}
+
+func (p *Programs) open() error {
+	pins, err := os.ReadDir(p.dir)
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		_, name, ok := strings.Cut(pin.Name(), "-")
+		if !ok {
+			continue
+		}
+		prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, pin.Name()), nil)
+		if err != nil {
+			return fmt.Errorf("program %s: %w", name, err)
+		}
+		p.byName[name] = prog
+	}
+	return p.index()
+}
+
+func (p *Programs) adopt(s *Specs) error {
+	for _, o := range s.objs {
+		for name := range o.Spec.Programs {
+			prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, o.Name+"-"+name), nil)
 			if err != nil {
 				return err
 			}
@@ -136,22 +217,23 @@ func (p *Programs) adopt(s *Specs, dir string) error {
 	return nil
 }
 
-func (p *Programs) load(s *Specs, dir string, set *maps.Set, cfg bpf.Config) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func (p *Programs) load(s *Specs, set *maps.Set, cfg bpf.Config) error {
+	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return fmt.Errorf("pin directory: %w", err)
 	}
-	for i, spec := range s.specs {
+	for _, o := range s.objs {
+		spec := o.Spec.Copy()
 		if err := cfg.Apply(spec); err != nil {
-			return fmt.Errorf("object %s: %w", s.names[i], err)
+			return fmt.Errorf("object %s: %w", o.Name, err)
 		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: set.Replacements(spec)})
 		if err != nil {
-			return fmt.Errorf("object %s: %w", s.names[i], err)
+			return fmt.Errorf("object %s: %w", o.Name, err)
 		}
 		for name, prog := range coll.Programs {
 			p.byName[name] = prog
 			delete(coll.Programs, name) // it stays open
-			if err := prog.Pin(filepath.Join(dir, s.names[i]+"-"+name)); err != nil {
+			if err := prog.Pin(filepath.Join(p.dir, o.Name+"-"+name)); err != nil {
 				coll.Close()
 				return fmt.Errorf("pin program %s: %w", name, err)
 			}
@@ -203,16 +285,20 @@ func (p *Programs) Socket() []string {
 	return out
 }
 
+// IDs lists the kernel's numbers of the programs, sorted.
+func (p *Programs) IDs() []ebpf.ProgramID { return slices.Sorted(stdmaps.Keys(p.ids)) }
+
 // Retire removes the pins of all other generations. Programs that are still attached live on.
 func (p *Programs) Retire() error {
-	entries, err := os.ReadDir(genDir(p.root))
+	gens := filepath.Dir(p.dir)
+	entries, err := os.ReadDir(gens)
 	if err != nil {
 		return fmt.Errorf("generations: %w", err)
 	}
 	var errs []error
 	for _, e := range entries {
-		if e.Name() != p.Hash {
-			errs = append(errs, os.RemoveAll(filepath.Join(genDir(p.root), e.Name())))
+		if e.Name() != filepath.Base(p.dir) {
+			errs = append(errs, os.RemoveAll(filepath.Join(gens, e.Name())))
 		}
 	}
 	return errors.Join(errs...)

@@ -35,7 +35,14 @@ type Set struct {
 	maps map[string]*ebpf.Map
 	// Created lists the maps that did not exist, or not in a form that can be used.
 	Created []string
+	// Replaced lists those of Created that existed in another form. The former ones stay pinned
+	// beside them, for programs that still use them, until Commit or Revert.
+	Replaced []string
+	dir      string
 }
+
+// replaced ends the pin name of a map that stands beside its successor.
+const replaced = "_old"
 
 // Dir is where the maps are pinned.
 func Dir(bpfRoot string) string { return filepath.Join(bpfRoot, "lash", "maps") }
@@ -49,7 +56,7 @@ func Open(bpfRoot string, specs ...*ebpf.CollectionSpec) (*Set, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("pin directory: %w", err)
 	}
-	s := &Set{maps: map[string]*ebpf.Map{}}
+	s := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
 	for _, spec := range specs {
 		for name, ms := range spec.Maps {
 			if !Shared(name) {
@@ -93,9 +100,13 @@ func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 		// Its content is rebuilt from the API; the programs that use the old one go on with it
 		// until they are replaced.
 		m.Close()
-		if err := os.Remove(path); err != nil {
+		if err := os.Remove(path + replaced); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("old pin: %w", err)
 		}
+		if err := os.Rename(path, path+replaced); err != nil {
+			return nil, fmt.Errorf("old pin: %w", err)
+		}
+		s.Replaced = append(s.Replaced, name)
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open pin: %w", err)
 	}
@@ -111,6 +122,30 @@ func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	}
 	s.Created = append(s.Created, name)
 	return m, nil
+}
+
+// Commit forgets the maps that were replaced, in this start or an earlier one.
+func (s *Set) Commit() error {
+	old, err := filepath.Glob(filepath.Join(s.dir, "*"+replaced))
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// Revert puts the maps that were replaced back into their place, as programs of before are to go on
+// with them, and closes the set.
+func (s *Set) Revert() error {
+	s.Close()
+	var errs []error
+	for _, name := range s.Replaced {
+		path := filepath.Join(s.dir, pinName(name))
+		errs = append(errs, os.Remove(path), os.Rename(path+replaced, path))
+	}
+	return errors.Join(errs...)
 }
 
 // OpenPinned opens the maps of a node without creating any, for reading and cleaning.

@@ -31,8 +31,32 @@ type Devices struct {
 // Ensure makes cilium_host with cilium_net, and cilium_vxlan if there is a tunnel, as the plan says. What is right already
 // is not touched, so that a restart changes nothing.
 func Ensure(p Plan, s *Sysctls) (Devices, error) {
+	m := maker{Plan: p, sysctls: s}
+	return m.ensure()
+}
+
+// maker makes the devices of a plan and says what it had to do.
+type maker struct {
+	Plan
+	sysctls *Sysctls
+	known   map[string]made // what an earlier run made, by name
+	changes []string        // in words
+}
+
+// made is by what a device is known again that was renamed: its random address makes sure that the
+// index does not belong to another one by now.
+type made struct {
+	index int
+	mac   string
+}
+
+func (m *maker) changed(format string, args ...any) {
+	m.changes = append(m.changes, fmt.Sprintf(format, args...))
+}
+
+func (m *maker) ensure() (Devices, error) {
 	var d Devices
-	host, err := ensureHost(p, s)
+	host, err := m.host()
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", HostDevice, err)
 	}
@@ -40,28 +64,70 @@ func Ensure(p Plan, s *Sysctls) (Devices, error) {
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", NetDevice, err)
 	}
-	d.Host, d.Net = host.Attrs().Index, peer.Attrs().Index
-	if !p.Tunnel {
+	known := map[string]made{}
+	know := func(l nl.Link) int {
+		known[l.Attrs().Name] = made{l.Attrs().Index, l.Attrs().HardwareAddr.String()}
+		return l.Attrs().Index
+	}
+	if !m.Tunnel {
 		if err := removeVXLAN(); err != nil {
 			return d, fmt.Errorf("%s: %w", VXLANDevice, err)
 		}
+		d.Host, d.Net, m.known = know(host), know(peer), known
 		return d, nil
 	}
-	vxlan, err := ensureVXLAN(p, s)
+	vxlan, err := m.vxlan()
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", VXLANDevice, err)
 	}
-	d.VXLAN = vxlan.Attrs().Index
+	d.Host, d.Net, d.VXLAN, m.known = know(host), know(peer), know(vxlan), known
 	return d, nil
 }
 
-func ensureHost(p Plan, s *Sysctls) (nl.Link, error) {
-	link, err := byName(HostDevice)
+// find returns the device of a name, nil when there is none. A device that had the name when it was
+// made, and has another one now, gets it back.
+func (m *maker) find(name string) (nl.Link, error) {
+	link, err := byName(name)
+	known, ok := m.known[name]
+	if err != nil || link != nil || !ok {
+		return link, err
+	}
+	link, err = nl.LinkByIndex(known.index)
+	if _, gone := errors.AsType[nl.LinkNotFoundError](err); gone {
+		return nil, nil
+	}
+	if err != nil || link.Attrs().HardwareAddr.String() != known.mac {
+		return nil, err
+	}
+	was := link.Attrs().Name
+	err = nl.LinkSetName(link, name)
+	if errors.Is(err, unix.EBUSY) { // kernels before 6.2 rename only what is down
+		err = errors.Join(nl.LinkSetDown(link), nl.LinkSetName(link, name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("rename from %s: %w", was, err)
+	}
+	m.changed("%s was called %s", name, was)
+	return byName(name)
+}
+
+func (m *maker) host() (nl.Link, error) {
+	link, err := m.find(HostDevice)
 	if err != nil {
 		return nil, err
 	}
 	if _, isVeth := link.(*nl.Veth); link != nil && !isVeth {
 		return nil, errors.New("there is a device of this name that is no veth: remove it")
+	}
+	peer, err := m.find(NetDevice)
+	if err != nil {
+		return nil, err
+	}
+	if link != nil && (peer == nil || peer.Attrs().Index != link.Attrs().ParentIndex) {
+		if err := nl.LinkDel(link); err != nil {
+			return nil, fmt.Errorf("replace, as %s is not its peer: %w", NetDevice, err)
+		}
+		link = nil
 	}
 	if link == nil {
 		mac, peerMAC, err := newMACs()
@@ -69,13 +135,14 @@ func ensureHost(p Plan, s *Sysctls) (nl.Link, error) {
 			return nil, err
 		}
 		err = nl.LinkAdd(&nl.Veth{
-			LinkAttrs:        nl.LinkAttrs{Name: HostDevice, HardwareAddr: mac, MTU: p.UnderlayMTU, TxQLen: 1000},
+			LinkAttrs:        nl.LinkAttrs{Name: HostDevice, HardwareAddr: mac, MTU: m.UnderlayMTU, TxQLen: 1000},
 			PeerName:         NetDevice,
 			PeerHardwareAddr: peerMAC,
 		})
 		if err != nil {
 			return nil, err
 		}
+		m.changed("made %s and %s", HostDevice, NetDevice)
 		if link, err = nl.LinkByName(HostDevice); err != nil {
 			return nil, err
 		}
@@ -85,18 +152,18 @@ func ensureHost(p Plan, s *Sysctls) (nl.Link, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := s.device(name, p.IPv4, p.IPv6); err != nil {
+		if err := m.sysctls.device(name, m.IPv4, m.IPv6); err != nil {
 			return nil, err
 		}
-		if err := ready(l, p.UnderlayMTU); err != nil {
+		if err := m.ready(l); err != nil {
 			return nil, err
 		}
 	}
-	return link, ensureAddrs(link, p.Router4, p.Router6)
+	return link, m.addrs(link, m.Router4, m.Router6)
 }
 
-// ensureAddrs makes the given addresses, the invalid ones left out, the only global ones of link.
-func ensureAddrs(link nl.Link, addrs ...netip.Addr) error {
+// addrs makes the given addresses, the invalid ones left out, the only global ones of link.
+func (m *maker) addrs(link nl.Link, addrs ...netip.Addr) error {
 	want := map[netip.Addr]bool{}
 	for _, a := range addrs {
 		if a.IsValid() {
@@ -117,6 +184,7 @@ func ensureAddrs(link nl.Link, addrs ...netip.Addr) error {
 			if err := nl.AddrDel(link, &h); err != nil {
 				return fmt.Errorf("remove address %s: %w", a, err)
 			}
+			m.changed("took %s off %s", a, link.Attrs().Name)
 		}
 	}
 	for a := range want {
@@ -129,16 +197,17 @@ func ensureAddrs(link nl.Link, addrs ...netip.Addr) error {
 		if err := nl.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
+		m.changed("gave %s to %s", a, link.Attrs().Name)
 	}
 	return nil
 }
 
-func ensureVXLAN(p Plan, s *Sysctls) (nl.Link, error) {
-	link, err := byName(VXLANDevice)
+func (m *maker) vxlan() (nl.Link, error) {
+	link, err := m.find(VXLANDevice)
 	if err != nil {
 		return nil, err
 	}
-	if v, ok := link.(*nl.Vxlan); link != nil && (!ok || !v.FlowBased || v.Port != int(p.TunnelPort)) {
+	if v, ok := link.(*nl.Vxlan); link != nil && (!ok || !v.FlowBased || v.Port != int(m.TunnelPort)) {
 		if err := nl.LinkDel(link); err != nil {
 			return nil, fmt.Errorf("replace: %w", err)
 		}
@@ -150,16 +219,17 @@ func ensureVXLAN(p Plan, s *Sysctls) (nl.Link, error) {
 			return nil, err
 		}
 		err = nl.LinkAdd(&nl.Vxlan{
-			LinkAttrs: nl.LinkAttrs{Name: VXLANDevice, HardwareAddr: mac, MTU: p.UnderlayMTU, TxQLen: 1000},
+			LinkAttrs: nl.LinkAttrs{Name: VXLANDevice, HardwareAddr: mac, MTU: m.UnderlayMTU, TxQLen: 1000},
 			FlowBased: true,
-			Port:      int(p.TunnelPort),
+			Port:      int(m.TunnelPort),
 		})
 		if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EEXIST) {
-			return nil, fmt.Errorf("UDP port %d is taken by another VXLAN device (set tunnelPort): %w", p.TunnelPort, err)
+			return nil, fmt.Errorf("UDP port %d is taken by another VXLAN device (set tunnelPort): %w", m.TunnelPort, err)
 		}
 		if err != nil {
 			return nil, err
 		}
+		m.changed("made %s", VXLANDevice)
 		if link, err = nl.LinkByName(VXLANDevice); err != nil {
 			return nil, err
 		}
@@ -170,10 +240,10 @@ func ensureVXLAN(p Plan, s *Sysctls) (nl.Link, error) {
 			return nil, err
 		}
 	}
-	if err := s.device(VXLANDevice, p.IPv4, p.IPv6); err != nil {
+	if err := m.sysctls.device(VXLANDevice, m.IPv4, m.IPv6); err != nil {
 		return nil, err
 	}
-	return link, ready(link, p.UnderlayMTU)
+	return link, m.ready(link)
 }
 
 // removeVXLAN removes the tunnel device of an agent that had one.
@@ -188,18 +258,20 @@ func removeVXLAN() error {
 	return nl.LinkDel(link)
 }
 
-// ready gives link its MTU and brings it up, each only if it is not so.
-func ready(link nl.Link, mtu int) error {
-	if mtu > 0 && link.Attrs().MTU != mtu {
-		if err := nl.LinkSetMTU(link, mtu); err != nil {
-			return fmt.Errorf("mtu %d: %w", mtu, err)
+// ready gives link the MTU of the plan and brings it up, each only if it is not so.
+func (m *maker) ready(link nl.Link) error {
+	name := link.Attrs().Name
+	if m.UnderlayMTU > 0 && link.Attrs().MTU != m.UnderlayMTU {
+		if err := nl.LinkSetMTU(link, m.UnderlayMTU); err != nil {
+			return fmt.Errorf("mtu %d: %w", m.UnderlayMTU, err)
 		}
+		m.changed("gave %s MTU %d", name, m.UnderlayMTU)
 	}
-	if link.Attrs().Flags&net.FlagUp != 0 {
-		return nil
-	}
-	if err := nl.LinkSetUp(link); err != nil {
-		return fmt.Errorf("up: %w", err)
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := nl.LinkSetUp(link); err != nil {
+			return fmt.Errorf("up: %w", err)
+		}
+		m.changed("brought %s up", name)
 	}
 	return nil
 }

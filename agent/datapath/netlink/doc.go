@@ -13,13 +13,15 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"lash.internal/lash/agent/state"
 )
 
 // Names of the devices that Lash makes.
 const (
-	HostDevice  = "cilium_host"
-	NetDevice   = "cilium_net"
-	VXLANDevice = "cilium_vxlan"
+	HostDevice  = state.HostDevice
+	NetDevice   = state.NetDevice
+	VXLANDevice = state.VXLANDevice
 	// PodPrefix begins the name of a pod's host-side device.
 	PodPrefix = "lxc"
 )

@@ -61,7 +61,8 @@ func SetUp(name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	return ready(link, 0)
+	m := maker{}
+	return m.ready(link)
 }
 
 // Index returns the interface index of a device of this namespace.
