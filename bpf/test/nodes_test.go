@@ -142,9 +142,10 @@ func (n *namespace) cookie() uint64 {
 // node is a namespace that does what a node does: devices, routes, maps and programs.
 type node struct {
 	*namespace
-	id   int
-	coll *ebpf.Collection
-	pods []*pod
+	id    int
+	coll  *ebpf.Collection
+	pods  []*pod
+	agent *agent // attaches, if set
 }
 
 // pod is a namespace behind a node's interface.
@@ -188,6 +189,8 @@ type options struct {
 	nodes  int
 	native bool // nodes route each other's pods, there is no tunnel
 	conf   func(*bpf.Config)
+	// way is how an agent would attach programs: "tcx" or "cls_bpf"; empty: without its code.
+	way string
 }
 
 // newFabric builds nodes with two pods each and attaches the programs.
@@ -213,7 +216,7 @@ func newFabric(t *testing.T, o options) *fabric {
 		if o.conf != nil {
 			o.conf(&conf)
 		}
-		n.load(conf)
+		n.load(conf, o.way)
 		for i := 1; i <= 2; i++ {
 			n.addPod(i)
 		}
@@ -255,28 +258,29 @@ func (n *node) devices() {
 	n.ip("link set cilium_vxlan arp off up")
 }
 
-func (n *node) load(conf bpf.Config) {
+func (n *node) load(conf bpf.Config, way string) {
 	n.t.Helper()
-	spec, err := bpf.LoadTc()
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	shrink(spec)
 	conf.HostCookie = n.cookie()
 	conf.TunnelMTU = podMTU
 	conf.Router4, conf.Router6 = n.router4(), n.router6()
 	conf.Node4, conf.Node6 = n.ip4(), n.ip6()
-	if err := conf.Apply(spec); err != nil {
-		n.t.Fatal(err)
+	if way != "" {
+		n.agent = newAgent(n, conf, way)
+	} else {
+		spec, err := bpf.LoadTc()
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		shrink(spec)
+		if err := conf.Apply(spec); err != nil {
+			n.t.Fatal(err)
+		}
+		if n.coll, err = ebpf.NewCollection(spec); err != nil {
+			n.t.Fatalf("%+v", err)
+		}
+		n.t.Cleanup(n.coll.Close)
 	}
-	n.coll, err = ebpf.NewCollection(spec)
-	if err != nil {
-		n.t.Fatalf("%+v", err)
-	}
-	n.t.Cleanup(n.coll.Close)
-	n.put("cfg", uint32(0), bpf.RunCfg{
-		ReportInterval: 4768, DropRate: 10000, TraceRate: 10000, VxlanIfindex: uint32(n.ifindex("cilium_vxlan")),
-	})
+	n.switches(false)
 	n.attach("cilium_vxlan", "ov_from", "ov_to")
 	n.attach("eth0", "nd_from", "nd_to")
 	n.put("dev", uint32(n.ifindex("eth0")), bpf.Dev{
@@ -284,9 +288,25 @@ func (n *node) load(conf bpf.Config) {
 	})
 }
 
+// switches sets what may change while programs run.
+func (n *node) switches(handover bool) {
+	n.t.Helper()
+	c := bpf.RunCfg{
+		ReportInterval: 4768, DropRate: 10000, TraceRate: 10000, VxlanIfindex: uint32(n.ifindex("cilium_vxlan")),
+	}
+	if handover {
+		c.Handover = 1
+	}
+	n.put("cfg", uint32(0), c)
+}
+
 func (n *node) attach(dev, in, out string) {
 	n.t.Helper()
 	index := n.ifindex(dev)
+	if n.agent != nil {
+		n.agent.add(index, in, out)
+		return
+	}
 	for prog, at := range map[string]ebpf.AttachType{in: ebpf.AttachTCXIngress, out: ebpf.AttachTCXEgress} {
 		n.must(func() error {
 			l, err := link.AttachTCX(link.TCXOptions{

@@ -99,7 +99,7 @@ var general = []Key{
 	key("MTU", Int, "0", "MTU of the underlay; 0 means to detect it."),
 	key("bpf.root", String, "/sys/fs/bpf", "Where the BPF file system is mounted on the nodes."),
 	key("bpf.autoMount.enabled", Bool, "true", "Mount it there when it is missing."),
-	key("bpf.enableTCX", Bool, "true", "Attach programs to network devices by tcx where the kernel has it; false means by cls_bpf filters everywhere. A change needs a restart of the agents and loses no packet."),
+	key("bpf.enableTCX", Bool, "true", "Attach programs to network devices by tcx where the kernel has it; false means by cls_bpf filters everywhere. It takes effect when the agents restart; the first change to false may cost single packets, as the kernel stops a device for an instant when it gets a qdisc."),
 	key("bpf.monitorAggregation", String, "medium", "How many trace events of one connection are reported.", "none", "lowest", "low", "medium", "maximum"),
 	key("bpf.monitorInterval", String, "5s", "How often a connection that goes on is reported."),
 	key("cgroup.hostRoot", String, "/run/cilium/cgroupv2", "Where the cgroup2 hierarchy is mounted on the nodes; socket programs are attached there."),

@@ -19,7 +19,8 @@
 // While both are there the programs are told so (RunCfg.Handover): one that gives a packet on to
 // what stands behind it marks it as handled at this hook, and one that finds that mark takes it off
 // and does nothing else. So that this also holds for packets that are under way when the switch is
-// turned, a grace period of RCU passes between the steps. The same mark makes a second link of ours
+// turned, a grace period of RCU passes between the steps. (The first change to cls_bpf is another
+// matter: the kernel stops a device for an instant when it gets its first qdisc.) The same mark makes a second link of ours
 // on one hook harmless, which is there when the pin of a link was lost and something else keeps it.
 package attach
 
@@ -417,6 +418,19 @@ func keep(l link.Link, pin string) error {
 	return nil
 }
 
+// detach takes a pinned link off at once: when it only loses its pin, the kernel lets go of it some
+// time later.
+func detach(pin string) error {
+	l, _, err := open(pin)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		err = errors.Join(l.Detach(), l.Close())
+	}
+	return errors.Join(err, unpin(pin))
+}
+
 func unpin(pin string) error {
 	if err := os.Remove(pin); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -436,8 +450,23 @@ func idOf(p *ebpf.Program) (ebpf.ProgramID, error) {
 // Clean takes every program of ours off every hook and removes all pins, those of maps included.
 // It is for the removal of Lash from the node.
 func Clean(bpfRoot string) error {
-	f := filters{Attacher: &Attacher{}, marks: filepath.Join(bpfRoot, "lash", "clsact")}
-	return errors.Join(f.clean(), os.RemoveAll(filepath.Join(bpfRoot, "lash")))
+	a := &Attacher{dir: linkDir(bpfRoot), check: func() error { return nil }, had: map[any]bool{}, log: slog.New(slog.DiscardHandler)}
+	f := filters{Attacher: a, marks: filepath.Join(bpfRoot, "lash", "clsact")}
+	errs := []error{f.clean()}
+	t := newTCX(a)
+	links, err := t.list()
+	errs = append(errs, err)
+	for h := range links {
+		errs = append(errs, t.remove(h))
+	}
+	sockets, err := os.ReadDir(filepath.Join(a.dir, "cgroup"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, s := range sockets {
+		errs = append(errs, detach(filepath.Join(a.dir, "cgroup", s.Name())))
+	}
+	return errors.Join(append(errs, os.RemoveAll(filepath.Join(bpfRoot, "lash")))...)
 }
 
 // deviceOf is the interface index that a folder of pins is named after.

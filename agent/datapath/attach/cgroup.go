@@ -120,5 +120,5 @@ func (c cgroup) Delete(_ context.Context, key string) error {
 	c.mu.Lock()
 	delete(c.had, key)
 	c.mu.Unlock()
-	return unpin(c.pin(key))
+	return detach(c.pin(key))
 }

@@ -25,9 +25,10 @@ const (
 	filterPrefix   = "lash_"
 )
 
-// filters attaches to devices by cls_bpf filters in direct-action mode. Their qdisc is shared with
-// others, so it is only removed when we have made it and nothing else is in it; a folder in the BPF
-// file system remembers that we have: <bpf-root>/lash/clsact/if<index>.
+// filters attaches to devices by cls_bpf filters in direct-action mode. Their qdisc stays when they
+// go: the kernel stops a device for an instant, and drops what would leave through it, when a qdisc
+// is added or removed. Clean removes those that we have made, as a folder in the BPF file system
+// remembers (<bpf-root>/lash/clsact/if<index>), and that nothing else is in.
 type filters struct {
 	*Attacher
 	marks string
@@ -230,7 +231,7 @@ func (f *filters) remove(h Hook) error {
 	f.mu.Lock()
 	delete(f.known, h)
 	f.mu.Unlock()
-	return f.dropQdisc(h.Ifindex)
+	return nil
 }
 
 // dropQdisc removes the qdisc of a device that we have made and that nobody uses.
@@ -265,6 +266,15 @@ func (f *filters) clean() error {
 	var errs []error
 	for h := range all {
 		errs = append(errs, f.remove(h))
+	}
+	marks, err := os.ReadDir(f.marks)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	for _, m := range marks {
+		if index, ok := deviceOf(m.Name()); ok {
+			errs = append(errs, f.dropQdisc(index))
+		}
 	}
 	return errors.Join(errs...)
 }

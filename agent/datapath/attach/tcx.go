@@ -236,7 +236,7 @@ func update(l link.Link, info *link.Info, prog *ebpf.Program) error {
 }
 
 func (t *tcx) remove(h Hook) error {
-	if err := unpin(t.pin(h)); err != nil {
+	if err := detach(t.pin(h)); err != nil {
 		return err
 	}
 	_ = os.Remove(filepath.Dir(t.pin(h))) // when it is empty

@@ -11,13 +11,23 @@ import (
 
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/netlink"
+	"lash.internal/lash/agent/datapath/pinroot"
 )
 
 // stateDir is where the agent keeps what the sysctls were before.
 const stateDir = "/run/lash"
 
-// Kernel removes all of it. It goes on after an error and returns all of them.
+// Kernel removes all of it, unless an agent runs on the node. It goes on after an error and returns
+// all of them.
 func Kernel(_ context.Context, bpfRoot string) error {
+	root, err := pinroot.Lock(bpfRoot)
+	switch {
+	case errors.Is(err, pinroot.ErrNoBPFFS): // then nothing is pinned
+	case err != nil:
+		return err
+	default:
+		defer root.Close()
+	}
 	errs := []error{attach.Clean(bpfRoot), netlink.Clean()}
 	s, err := netlink.NewSysctls(filepath.Join(stateDir, "sysctl.json"), "/host/proc/sys/net", "/proc/sys/net")
 	if err == nil {
