@@ -5,16 +5,19 @@
 package test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
 // TestMain lets the test binary be the first process of a virtual machine: it then mounts what it
-// needs, runs the tests that need nothing but a kernel, says the result and switches off.
+// needs, loads modules, runs its tests and the other test binaries, says the result and switches off.
 func TestMain(m *testing.M) {
 	if os.Getpid() != 1 {
 		os.Exit(m.Run())
@@ -24,6 +27,9 @@ func TestMain(m *testing.M) {
 		fmt.Println(err)
 	} else {
 		code = m.Run()
+		if !others() {
+			code = 1
+		}
 	}
 	fmt.Printf("\nlash-tests-exit=%d\n", code)
 	unix.Sync()
@@ -39,12 +45,41 @@ func prepare() error {
 			return fmt.Errorf("mount %s: %w", m[1], err)
 		}
 	}
-	os.Args = os.Args[:1]
-	flag.Parse()
-	for name, value := range map[string]string{"test.v": "true", "test.skip": "^(TestTraffic|TestService|TestKubeProxy|TestTimeExceeded)$"} {
-		if err := flag.Set(name, value); err != nil {
+	modules, err := filepath.Glob("/modules/*.ko") // sorted, those that others need first
+	if err != nil {
+		return err
+	}
+	for _, path := range modules {
+		f, err := os.Open(path)
+		if err != nil {
 			return err
 		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("module %s: %w", path, err)
+		}
 	}
-	return nil
+	if err := os.Setenv("PATH", "/bin"); err != nil {
+		return err
+	}
+	os.Args = os.Args[:1]
+	flag.Parse()
+	return flag.Set("test.v", "true")
+}
+
+// others runs the test binaries in /tests.
+func others() bool {
+	good := true
+	binaries, _ := filepath.Glob("/tests/*")
+	for _, b := range binaries {
+		fmt.Println("=== BINARY", b)
+		c := exec.Command(b, "-test.v")
+		c.Stdout, c.Stderr = os.Stdout, os.Stdout
+		if err := c.Run(); err != nil {
+			fmt.Println(b, err)
+			good = false
+		}
+	}
+	return good
 }

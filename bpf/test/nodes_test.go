@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -189,7 +190,8 @@ type options struct {
 	nodes  int
 	native bool // nodes route each other's pods, there is no tunnel
 	conf   func(*bpf.Config)
-	// way is how an agent would attach programs: "tcx" or "cls_bpf"; empty: without its code.
+	// way is how an agent would attach programs: "tcx" or "cls_bpf"; empty: by tcx without its code,
+	// if the kernel has that.
 	way string
 }
 
@@ -198,6 +200,9 @@ func newFabric(t *testing.T, o options) *fabric {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
+	}
+	if all := ways(t); o.way == "" && !slices.Contains(all, "tcx") {
+		o.way = all[0]
 	}
 	f := &fabric{t: t, bridge: newNamespace(t, "fabric")}
 	f.bridge.ip("link add br0 type bridge")

@@ -355,6 +355,9 @@ func TestService(t *testing.T) {
 // TestKubeProxy leaves Services to netfilter, as kube-proxy does: what it translates on the way out
 // has to come back to it, wherever the backend is.
 func TestKubeProxy(t *testing.T) {
+	if _, err := exec.LookPath("iptables"); err != nil {
+		t.Skip("needs iptables")
+	}
 	for _, mode := range []struct{ native, masq bool }{{false, true}, {false, false}, {true, true}, {true, false}} {
 		f := newFabric(t, options{nodes: 2, native: mode.native, conf: func(c *bpf.Config) {
 			c.KubeProxyReplacement, c.Masquerade4, c.Masquerade6 = false, mode.masq, mode.masq
