@@ -144,7 +144,7 @@ func TestAttached(t *testing.T) {
 			f := newFabric(t, options{nodes: 2, way: way})
 			f.serveAll()
 			for _, v6 := range []bool{false, true} {
-				for _, p := range f.pairs() {
+				for _, p := range f.pairs(false) {
 					t.Run(family(v6)+" "+p.name, func(t *testing.T) { f.check(t, p, v6) })
 				}
 			}
@@ -258,7 +258,7 @@ func TestChangeOver(t *testing.T) {
 			// Without kube-proxy replacement all but pod to pod crosses the host stack: every hook on
 			// the way gives packets on to what is behind it.
 			var pairs []pair
-			for _, p := range f.pairs() {
+			for _, p := range f.pairs(false) {
 				if p.name != "host to other pod" && p.name != "pod to pod unheard of" {
 					pairs = append(pairs, p)
 				}

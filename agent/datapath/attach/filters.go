@@ -73,18 +73,22 @@ func at(h Hook) (own *netlink.BpfFilter, taken map[uint32]bool, err error) {
 	return own, taken, nil
 }
 
-// list asks the devices for our filters: all of them the first time, later those that had one.
+// list asks the devices for our filters: all that can have one the first time, later those that had
+// one.
 func (f *filters) list() (map[Hook]ebpf.ProgramID, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known == nil {
-		devs, err := netlink.LinkList()
+		qdiscs, err := netlink.QdiscList(nil)
 		if err != nil {
-			return nil, fmt.Errorf("devices: %w", err)
+			return nil, fmt.Errorf("qdiscs: %w", err)
 		}
 		f.known = map[Hook]bool{}
-		for _, d := range devs {
-			f.known[Hook{d.Attrs().Index, false}], f.known[Hook{d.Attrs().Index, true}] = true, true
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" {
+				index := q.Attrs().LinkIndex
+				f.known[Hook{index, false}], f.known[Hook{index, true}] = true, true
+			}
 		}
 		if err := f.forgetMarks(); err != nil {
 			return nil, err
@@ -105,7 +109,7 @@ func (f *filters) list() (map[Hook]ebpf.ProgramID, error) {
 	return out, nil
 }
 
-// forgetMarks drops what is remembered of devices that are gone.
+// forgetMarks drops what is remembered of devices, or qdiscs, that are gone.
 func (f *filters) forgetMarks() error {
 	marks, err := os.ReadDir(f.marks)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

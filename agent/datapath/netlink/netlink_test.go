@@ -281,12 +281,13 @@ func TestDetect(t *testing.T) {
 	}
 }
 
-func TestWatcherFollowsAddresses(t *testing.T) {
-	node(t)
+// watch runs a watcher of the node's devices and returns its table, and what waits for a condition
+// on it.
+func watch(t *testing.T) (*state.Tables, func(what string, cond func() bool)) {
+	t.Helper()
 	tables := state.NewTables()
 	w := NewWatcher(tables, nil, nil, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	ns, err := netns.Get()
 	if err != nil {
 		t.Fatal(err)
@@ -300,30 +301,90 @@ func TestWatcherFollowsAddresses(t *testing.T) {
 		}
 		done <- w.Run(ctx)
 	}()
-	wait := func(n int) {
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return tables, func(what string, cond func() bool) {
 		t.Helper()
 		deadline := time.After(10 * time.Second)
 		for {
 			changed := tables.Devices.Watch()
-			if d, ok := tables.Devices.Get("eth0"); ok && len(d.Addrs) == n {
+			if cond() {
 				return
 			}
 			select {
 			case <-changed:
 			case <-deadline:
-				t.Fatalf("eth0 does not get %d addresses", n)
+				t.Fatal(what)
 			}
 		}
 	}
-	wait(1)
+}
+
+func TestWatcherFollowsAddresses(t *testing.T) {
+	node(t)
+	tables, wait := watch(t)
+	has := func(n int) func() bool {
+		return func() bool { d, ok := tables.Devices.Get("eth0"); return ok && len(d.Addrs) == n }
+	}
+	wait("eth0 has no address", has(1))
 	if ok, _ := tables.Devices.Initialized(); !ok {
 		t.Error("table is not initialized")
 	}
 	addAddr(t, "172.31.2.11/24")
-	wait(2)
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	wait("eth0 does not get the second address", has(2))
+}
+
+// TestWatcherFollowsDevices renames a device, takes it away, makes it again, and adds another one.
+func TestWatcherFollowsDevices(t *testing.T) {
+	node(t)
+	tables, wait := watch(t)
+	index := func(name string) int { d, _ := tables.Devices.Get(name); return d.Index }
+	wait("eth0 is not seen", func() bool { return index("eth0") != 0 })
+	first := index("eth0")
+	link, err := nl.LinkByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []func() error{
+		func() error { return nl.LinkSetDown(link) },
+		func() error { return nl.LinkSetName(link, "lan0") },
+		func() error { return nl.LinkSetUp(link) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait("the new name is not seen", func() bool { return index("lan0") == first && index("eth0") == 0 })
+	if err := nl.LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	wait("the device that is gone is still there", func() bool { return tables.Devices.Len() == 0 })
+	for _, name := range []string{"eth0", "eth1"} {
+		if err := nl.LinkAdd(&nl.Veth{LinkAttrs: nl.LinkAttrs{Name: name}, PeerName: "p" + name}); err != nil {
+			t.Fatal(err)
+		}
+		if err := SetUp(name); err != nil {
+			t.Fatal(err)
+		}
+		l, err := nl.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := nl.ParseAddr(map[string]string{"eth0": "172.31.1.11/24", "eth1": "172.31.7.11/24"}[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := nl.AddrAdd(l, a); err != nil {
+			t.Fatal(err)
+		}
+		wait(name+" is not seen", func() bool { return index(name) == l.Attrs().Index })
+	}
+	if index("eth0") == first {
+		t.Error("the device that was made again has the old index")
 	}
 }
 

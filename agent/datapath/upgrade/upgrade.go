@@ -53,12 +53,17 @@ func Choose(o Options) (*Choice, error) {
 		return nil, err
 	}
 	c := &Choice{others: gens, maps: o.Maps}
-	serving, err := c.serving(o.BPFRoot)
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
 	p, err := load(o)
+	if err == nil && p.Adopted && len(gens) == 1 {
+		c.use(p) // there is no other that could serve
+		return c, nil
+	}
+	serving, serr := c.serving(o.BPFRoot)
+	if serr != nil {
+		c.Programs = p
+		c.Close()
+		return nil, errors.Join(err, serr)
+	}
 	if err != nil {
 		if serving == nil {
 			c.Close()
