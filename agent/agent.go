@@ -21,6 +21,7 @@ import (
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
+	"lash.internal/lash/agent/datapath/pinroot"
 	"lash.internal/lash/agent/datapath/upgrade"
 	"lash.internal/lash/agent/flow"
 	"lash.internal/lash/agent/identity"
@@ -61,6 +62,12 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	for _, k := range cfg.Unknown() {
 		log.Warn("unknown option is ignored", "option", k)
 	}
+	// One agent a node: nothing is done, and nobody answered, before that is certain.
+	root, err := pinroot.Own(pinroot.Options{BPFRoot: cfg.BPFRoot, StateDir: cfg.StateDir, Attached: attach.Find, Log: log})
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	ctx, stop := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -97,7 +104,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("devices", watcher.Run)
 
 	// The kernel: devices, maps and programs, adopted if they are there.
-	a.kernel, err = openKernel(cfg, a.node, a.pool, a.tables, log)
+	a.kernel, err = openKernel(cfg, a.node, a.pool, a.tables, root, log)
 	if errors.Is(err, upgrade.ErrStandby) {
 		log.Error("standing by", "error", err)
 		a.setPhase(err)

@@ -54,8 +54,8 @@ type kernel struct {
 
 // openKernel brings devices, maps and programs to where the loops can work with them. What an
 // earlier agent left is adopted.
-func openKernel(cfg *config.Config, self state.Node, pool *ipam.Pool, tables *state.Tables, log *slog.Logger) (*kernel, error) {
-	k := &kernel{cfg: cfg, log: log, tables: tables, underlay6: !self.Addr(false).IsValid()}
+func openKernel(cfg *config.Config, self state.Node, pool *ipam.Pool, tables *state.Tables, root *pinroot.Root, log *slog.Logger) (*kernel, error) {
+	k := &kernel{cfg: cfg, log: log, tables: tables, root: root, underlay6: !self.Addr(false).IsValid()}
 	if err := k.open(self, pool); err != nil {
 		k.close()
 		return nil, err
@@ -66,10 +66,6 @@ func openKernel(cfg *config.Config, self state.Node, pool *ipam.Pool, tables *st
 func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	cfg, log := k.cfg, k.log
 	var err error
-	k.root, err = pinroot.Own(pinroot.Options{BPFRoot: cfg.BPFRoot, StateDir: cfg.StateDir, Attached: attach.Find, Log: log})
-	if err != nil {
-		return err
-	}
 	if k.features, err = feature.Probe(); err != nil {
 		return err
 	}
@@ -237,8 +233,5 @@ func (k *kernel) close() {
 	}
 	if k.maps != nil {
 		k.maps.Close()
-	}
-	if k.root != nil {
-		k.root.Close()
 	}
 }
