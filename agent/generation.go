@@ -64,7 +64,7 @@ func (a *Agent) settle(ctx context.Context) error {
 			a.rollBack(ctx, st)
 		default:
 			a.retire()
-			return nil
+			return a.moveFlows(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -98,4 +98,51 @@ func (a *Agent) retire() {
 		a.log.Warn("programs and maps of older generations stay pinned", "error", err)
 	}
 	k.note()
+}
+
+// moveFlows takes the flows that no packet has asked for out of the tables of before, when nothing
+// runs any more that writes there. Then programs that do not look there replace those that do.
+func (a *Agent) moveFlows(ctx context.Context) error {
+	k := a.kernel
+	moving := k.maps.Moving()
+	if len(moving) == 0 {
+		return nil
+	}
+	for _, name := range moving {
+		n, err := a.svc.flows.Move(name, k.maps.Of(name))
+		if err != nil {
+			a.log.Error("flows stay in a table of before; the next start goes on", "table", name, "error", err)
+			return nil
+		}
+		if err := k.maps.Moved(name); err != nil {
+			a.log.Warn("an empty table of before stays pinned", "table", name, "error", err)
+			return nil
+		}
+		a.log.Info("flows moved", "from", name, "flows", n)
+	}
+	k.constant.FlowsMove = false
+	next, err := k.choose()
+	if err == nil && next.Problem != nil {
+		err = next.Problem
+		next.Close()
+	}
+	if err != nil {
+		a.log.Warn("the programs that look into both tables stay until the next start", "error", err)
+		return nil
+	}
+	last := k.choice
+	k.choice = next
+	k.note()
+	k.attach.Use(next.Programs)
+	if err := a.syncHooks(ctx); err != nil && ctx.Err() == nil {
+		a.log.Warn("not every hook has its program yet", "error", err)
+	}
+	progs, err := flowPrograms(k)
+	if err != nil {
+		return err
+	}
+	a.svc.flows.Use(progs)
+	last.Close()
+	a.retire()
+	return nil
 }

@@ -44,6 +44,8 @@ type kernel struct {
 	underlay6   bool
 	underlayMTU int
 	podMTU      int // largest packet between pods of two nodes
+	specs       *loader.Specs
+	constant    bpf.Config // what the programs are loaded with
 	maps        *maps.Set
 	choice      *upgrade.Choice
 	attach      *attach.Attacher
@@ -89,17 +91,22 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if err := k.sysctls.ReservePorts(constants.SNATMin, constants.SNATMax); err != nil {
 		return err
 	}
-	specs, err := loader.Read()
-	if err != nil {
+	if k.specs, err = loader.Read(); err != nil {
 		return err
 	}
-	if k.maps, err = specs.OpenMaps(cfg.BPFRoot); err != nil {
+	specs := k.specs
+	if k.maps, err = specs.OpenMaps(cfg.BPFRoot, cfg.TableSizes()); err != nil {
 		return err
 	}
-	k.choice, err = upgrade.Choose(upgrade.Options{
-		BPFRoot: cfg.BPFRoot, Specs: specs, Maps: k.maps, Config: constants, Features: k.features.String(), Log: log,
-	})
-	if err != nil {
+	if len(k.maps.Lost) > 0 {
+		log.Error("flow tables of a version too old to take flows over from are gone", "tables", k.maps.Lost)
+	}
+	if moving := k.maps.Moving(); len(moving) > 0 {
+		log.Info("flows move to tables of another size or form", "from", moving)
+		constants.FlowsMove = true
+	}
+	k.constant = constants
+	if k.choice, err = k.choose(); err != nil {
 		return err
 	}
 	if k.choice.Problem != nil {
@@ -114,6 +121,13 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	}
 	k.note()
 	return nil
+}
+
+// choose decides which generation of programs the node runs with the constants and maps as they are.
+func (k *kernel) choose() (*upgrade.Choice, error) {
+	return upgrade.Choose(upgrade.Options{
+		BPFRoot: k.cfg.BPFRoot, Specs: k.specs, Maps: k.maps, Config: k.constant, Features: k.features.String(), Log: k.log,
+	})
 }
 
 // note remembers which programs may be attached, before any is. The node can be served without that.

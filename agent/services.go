@@ -53,17 +53,31 @@ func (s *services) vipKeys(row state.Service) []bpf.AddrKey { return s.view.Addr
 func (s *services) chains() []*reconcile.Chain              { return []*reconcile.Chain{s.chain} }
 func (s *services) collect(ctx context.Context) error       { return s.flows.Run(ctx) }
 
-// newCollector joins the conntrack tables with the programs that delete from them.
+// newCollector joins the conntrack tables with the programs that work on them.
 func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
-	expire, err1 := k.choice.Programs.Get("ct_expire")
-	purge, err2 := k.choice.Programs.Get("ct_purge")
-	if err := errors.Join(err1, err2); err != nil {
+	progs, err := flowPrograms(k)
+	if err != nil {
 		return nil, err
 	}
 	return ctgc.New(ctgc.Maps{
 		Ct4: k.maps.Of("ct4"), Ct4New: k.maps.Of("ct4_new"), Ct6: k.maps.Of("ct6"), Ct6New: k.maps.Of("ct6_new"),
 		Batch: k.maps.Of("gc_batch"),
-	}, ctgc.Programs{Expire: expire, Purge: purge}, log), nil
+	}, progs, log), nil
+}
+
+// flowPrograms are those of the generation that runs.
+func flowPrograms(k *kernel) (ctgc.Programs, error) {
+	expire, err1 := k.choice.Programs.Get("ct_expire")
+	purge, err2 := k.choice.Programs.Get("ct_purge")
+	if err := errors.Join(err1, err2); err != nil {
+		return ctgc.Programs{}, err
+	}
+	// A generation of before that goes on serving may lack it, and then has nothing to move.
+	move, err := k.choice.Programs.Get("ct_move")
+	if err != nil && len(k.maps.Moving()) > 0 {
+		return ctgc.Programs{}, err
+	}
+	return ctgc.Programs{Expire: expire, Purge: purge, Move: move}, nil
 }
 
 // list is the Services with the numbers that the kernel has for them. One that is not in the

@@ -42,6 +42,8 @@ type Config struct {
 	// itself through a Service. An invalid address leaves the default.
 	Router4, Node4, Loopback4 netip.Addr
 	Router6, Node6, Loopback6 netip.Addr
+	// FlowsMove says that flows are still moving here from tables of another size or layout.
+	FlowsMove bool
 	// Test makes programs record redirects in map test_rec.
 	Test bool
 }
@@ -60,7 +62,7 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		"c_ipv4": flag(c.IPv4), "c_ipv6": flag(c.IPv6), "c_kpr": flag(c.KubeProxyReplacement),
 		"c_sock_lb": c.SockLB, "c_masq4": flag(c.Masquerade4), "c_masq6": flag(c.Masquerade6),
-		"c_test": flag(c.Test), "c_tunnel": flag(c.Tunnel),
+		"c_test": flag(c.Test), "c_ct_prev": flag(c.FlowsMove), "c_tunnel": flag(c.Tunnel),
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
 		"c_world_id4": c.World4, "c_world_id6": c.World6,

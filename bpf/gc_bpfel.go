@@ -16,13 +16,18 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GcMapCt4       = "ct4"
-	GcMapCt4New    = "ct4_new"
-	GcMapCt6       = "ct6"
-	GcMapCt6New    = "ct6_new"
-	GcMapGcBatch   = "gc_batch"
-	GcProgCtExpire = "ct_expire"
-	GcProgCtPurge  = "ct_purge"
+	GcMapCt4        = "ct4"
+	GcMapCt4New     = "ct4_new"
+	GcMapCt4NewPrev = "ct4_new_prev"
+	GcMapCt4Prev    = "ct4_prev"
+	GcMapCt6        = "ct6"
+	GcMapCt6New     = "ct6_new"
+	GcMapCt6NewPrev = "ct6_new_prev"
+	GcMapCt6Prev    = "ct6_prev"
+	GcMapGcBatch    = "gc_batch"
+	GcProgCtExpire  = "ct_expire"
+	GcProgCtMove    = "ct_move"
+	GcProgCtPurge   = "ct_purge"
 )
 
 // LoadGc returns the embedded CollectionSpec for Gc.
@@ -68,6 +73,7 @@ type GcSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type GcProgramSpecs struct {
 	CtExpire *ebpf.ProgramSpec `ebpf:"ct_expire"`
+	CtMove   *ebpf.ProgramSpec `ebpf:"ct_move"`
 	CtPurge  *ebpf.ProgramSpec `ebpf:"ct_purge"`
 }
 
@@ -75,11 +81,15 @@ type GcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GcMapSpecs struct {
-	Ct4     *ebpf.MapSpec `ebpf:"ct4"`
-	Ct4New  *ebpf.MapSpec `ebpf:"ct4_new"`
-	Ct6     *ebpf.MapSpec `ebpf:"ct6"`
-	Ct6New  *ebpf.MapSpec `ebpf:"ct6_new"`
-	GcBatch *ebpf.MapSpec `ebpf:"gc_batch"`
+	Ct4        *ebpf.MapSpec `ebpf:"ct4"`
+	Ct4New     *ebpf.MapSpec `ebpf:"ct4_new"`
+	Ct4NewPrev *ebpf.MapSpec `ebpf:"ct4_new_prev"`
+	Ct4Prev    *ebpf.MapSpec `ebpf:"ct4_prev"`
+	Ct6        *ebpf.MapSpec `ebpf:"ct6"`
+	Ct6New     *ebpf.MapSpec `ebpf:"ct6_new"`
+	Ct6NewPrev *ebpf.MapSpec `ebpf:"ct6_new_prev"`
+	Ct6Prev    *ebpf.MapSpec `ebpf:"ct6_prev"`
+	GcBatch    *ebpf.MapSpec `ebpf:"gc_batch"`
 }
 
 // GcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -108,19 +118,27 @@ func (o *GcObjects) Close() error {
 //
 // It can be passed to LoadGcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GcMaps struct {
-	Ct4     *ebpf.Map `ebpf:"ct4"`
-	Ct4New  *ebpf.Map `ebpf:"ct4_new"`
-	Ct6     *ebpf.Map `ebpf:"ct6"`
-	Ct6New  *ebpf.Map `ebpf:"ct6_new"`
-	GcBatch *ebpf.Map `ebpf:"gc_batch"`
+	Ct4        *ebpf.Map `ebpf:"ct4"`
+	Ct4New     *ebpf.Map `ebpf:"ct4_new"`
+	Ct4NewPrev *ebpf.Map `ebpf:"ct4_new_prev"`
+	Ct4Prev    *ebpf.Map `ebpf:"ct4_prev"`
+	Ct6        *ebpf.Map `ebpf:"ct6"`
+	Ct6New     *ebpf.Map `ebpf:"ct6_new"`
+	Ct6NewPrev *ebpf.Map `ebpf:"ct6_new_prev"`
+	Ct6Prev    *ebpf.Map `ebpf:"ct6_prev"`
+	GcBatch    *ebpf.Map `ebpf:"gc_batch"`
 }
 
 func (m *GcMaps) Close() error {
 	return _GcClose(
 		m.Ct4,
 		m.Ct4New,
+		m.Ct4NewPrev,
+		m.Ct4Prev,
 		m.Ct6,
 		m.Ct6New,
+		m.Ct6NewPrev,
+		m.Ct6Prev,
 		m.GcBatch,
 	)
 }
@@ -136,12 +154,14 @@ type GcVariables struct {
 // It can be passed to LoadGcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GcPrograms struct {
 	CtExpire *ebpf.Program `ebpf:"ct_expire"`
+	CtMove   *ebpf.Program `ebpf:"ct_move"`
 	CtPurge  *ebpf.Program `ebpf:"ct_purge"`
 }
 
 func (p *GcPrograms) Close() error {
 	return _GcClose(
 		p.CtExpire,
+		p.CtMove,
 		p.CtPurge,
 	)
 }

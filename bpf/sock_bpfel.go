@@ -29,6 +29,7 @@ const (
 	SockProgSockRecvmsg6     = "sock_recvmsg6"
 	SockProgSockSendmsg4     = "sock_sendmsg4"
 	SockProgSockSendmsg6     = "sock_sendmsg6"
+	SockVarC_ctPrev          = "c_ct_prev"
 	SockVarC_hostCookie      = "c_host_cookie"
 	SockVarC_ipv4            = "c_ipv4"
 	SockVarC_ipv6            = "c_ipv6"
@@ -119,6 +120,7 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	C_ctPrev     *ebpf.VariableSpec `ebpf:"c_ct_prev"`
 	C_hostCookie *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4       *ebpf.VariableSpec `ebpf:"c_ipv4"`
 	C_ipv6       *ebpf.VariableSpec `ebpf:"c_ipv6"`
@@ -183,6 +185,7 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	C_ctPrev     *ebpf.Variable `ebpf:"c_ct_prev"`
 	C_hostCookie *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4       *ebpf.Variable `ebpf:"c_ipv4"`
 	C_ipv6       *ebpf.Variable `ebpf:"c_ipv6"`

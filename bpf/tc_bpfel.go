@@ -22,8 +22,12 @@ const (
 	TcMapCidr         = "cidr"
 	TcMapCt4          = "ct4"
 	TcMapCt4New       = "ct4_new"
+	TcMapCt4NewPrev   = "ct4_new_prev"
+	TcMapCt4Prev      = "ct4_prev"
 	TcMapCt6          = "ct6"
 	TcMapCt6New       = "ct6_new"
+	TcMapCt6NewPrev   = "ct6_new_prev"
+	TcMapCt6Prev      = "ct6_prev"
 	TcMapDev          = "dev"
 	TcMapEp           = "ep"
 	TcMapEvents       = "events"
@@ -43,6 +47,7 @@ const (
 	TcProgOvTo        = "ov_to"
 	TcProgPodFrom     = "pod_from"
 	TcProgPodTo       = "pod_to"
+	TcVarC_ctPrev     = "c_ct_prev"
 	TcVarC_hostCookie = "c_host_cookie"
 	TcVarC_ipv4       = "c_ipv4"
 	TcVarC_ipv6       = "c_ipv6"
@@ -120,33 +125,38 @@ type TcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcMapSpecs struct {
-	Addr      *ebpf.MapSpec `ebpf:"addr"`
-	Backend   *ebpf.MapSpec `ebpf:"backend"`
-	Cfg       *ebpf.MapSpec `ebpf:"cfg"`
-	Cidr      *ebpf.MapSpec `ebpf:"cidr"`
-	Ct4       *ebpf.MapSpec `ebpf:"ct4"`
-	Ct4New    *ebpf.MapSpec `ebpf:"ct4_new"`
-	Ct6       *ebpf.MapSpec `ebpf:"ct6"`
-	Ct6New    *ebpf.MapSpec `ebpf:"ct6_new"`
-	Dev       *ebpf.MapSpec `ebpf:"dev"`
-	Ep        *ebpf.MapSpec `ebpf:"ep"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	EvtBudget *ebpf.MapSpec `ebpf:"evt_budget"`
-	Frag4     *ebpf.MapSpec `ebpf:"frag4"`
-	Frag6     *ebpf.MapSpec `ebpf:"frag6"`
-	Front     *ebpf.MapSpec `ebpf:"front"`
-	Metrics   *ebpf.MapSpec `ebpf:"metrics"`
-	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
-	Slot      *ebpf.MapSpec `ebpf:"slot"`
-	Svc       *ebpf.MapSpec `ebpf:"svc"`
-	TestRec   *ebpf.MapSpec `ebpf:"test_rec"`
-	Vtep      *ebpf.MapSpec `ebpf:"vtep"`
+	Addr       *ebpf.MapSpec `ebpf:"addr"`
+	Backend    *ebpf.MapSpec `ebpf:"backend"`
+	Cfg        *ebpf.MapSpec `ebpf:"cfg"`
+	Cidr       *ebpf.MapSpec `ebpf:"cidr"`
+	Ct4        *ebpf.MapSpec `ebpf:"ct4"`
+	Ct4New     *ebpf.MapSpec `ebpf:"ct4_new"`
+	Ct4NewPrev *ebpf.MapSpec `ebpf:"ct4_new_prev"`
+	Ct4Prev    *ebpf.MapSpec `ebpf:"ct4_prev"`
+	Ct6        *ebpf.MapSpec `ebpf:"ct6"`
+	Ct6New     *ebpf.MapSpec `ebpf:"ct6_new"`
+	Ct6NewPrev *ebpf.MapSpec `ebpf:"ct6_new_prev"`
+	Ct6Prev    *ebpf.MapSpec `ebpf:"ct6_prev"`
+	Dev        *ebpf.MapSpec `ebpf:"dev"`
+	Ep         *ebpf.MapSpec `ebpf:"ep"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	EvtBudget  *ebpf.MapSpec `ebpf:"evt_budget"`
+	Frag4      *ebpf.MapSpec `ebpf:"frag4"`
+	Frag6      *ebpf.MapSpec `ebpf:"frag6"`
+	Front      *ebpf.MapSpec `ebpf:"front"`
+	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
+	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
+	Slot       *ebpf.MapSpec `ebpf:"slot"`
+	Svc        *ebpf.MapSpec `ebpf:"svc"`
+	TestRec    *ebpf.MapSpec `ebpf:"test_rec"`
+	Vtep       *ebpf.MapSpec `ebpf:"vtep"`
 }
 
 // TcVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
+	C_ctPrev     *ebpf.VariableSpec `ebpf:"c_ct_prev"`
 	C_hostCookie *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4       *ebpf.VariableSpec `ebpf:"c_ipv4"`
 	C_ipv6       *ebpf.VariableSpec `ebpf:"c_ipv6"`
@@ -190,27 +200,31 @@ func (o *TcObjects) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcMaps struct {
-	Addr      *ebpf.Map `ebpf:"addr"`
-	Backend   *ebpf.Map `ebpf:"backend"`
-	Cfg       *ebpf.Map `ebpf:"cfg"`
-	Cidr      *ebpf.Map `ebpf:"cidr"`
-	Ct4       *ebpf.Map `ebpf:"ct4"`
-	Ct4New    *ebpf.Map `ebpf:"ct4_new"`
-	Ct6       *ebpf.Map `ebpf:"ct6"`
-	Ct6New    *ebpf.Map `ebpf:"ct6_new"`
-	Dev       *ebpf.Map `ebpf:"dev"`
-	Ep        *ebpf.Map `ebpf:"ep"`
-	Events    *ebpf.Map `ebpf:"events"`
-	EvtBudget *ebpf.Map `ebpf:"evt_budget"`
-	Frag4     *ebpf.Map `ebpf:"frag4"`
-	Frag6     *ebpf.Map `ebpf:"frag6"`
-	Front     *ebpf.Map `ebpf:"front"`
-	Metrics   *ebpf.Map `ebpf:"metrics"`
-	Scratch   *ebpf.Map `ebpf:"scratch"`
-	Slot      *ebpf.Map `ebpf:"slot"`
-	Svc       *ebpf.Map `ebpf:"svc"`
-	TestRec   *ebpf.Map `ebpf:"test_rec"`
-	Vtep      *ebpf.Map `ebpf:"vtep"`
+	Addr       *ebpf.Map `ebpf:"addr"`
+	Backend    *ebpf.Map `ebpf:"backend"`
+	Cfg        *ebpf.Map `ebpf:"cfg"`
+	Cidr       *ebpf.Map `ebpf:"cidr"`
+	Ct4        *ebpf.Map `ebpf:"ct4"`
+	Ct4New     *ebpf.Map `ebpf:"ct4_new"`
+	Ct4NewPrev *ebpf.Map `ebpf:"ct4_new_prev"`
+	Ct4Prev    *ebpf.Map `ebpf:"ct4_prev"`
+	Ct6        *ebpf.Map `ebpf:"ct6"`
+	Ct6New     *ebpf.Map `ebpf:"ct6_new"`
+	Ct6NewPrev *ebpf.Map `ebpf:"ct6_new_prev"`
+	Ct6Prev    *ebpf.Map `ebpf:"ct6_prev"`
+	Dev        *ebpf.Map `ebpf:"dev"`
+	Ep         *ebpf.Map `ebpf:"ep"`
+	Events     *ebpf.Map `ebpf:"events"`
+	EvtBudget  *ebpf.Map `ebpf:"evt_budget"`
+	Frag4      *ebpf.Map `ebpf:"frag4"`
+	Frag6      *ebpf.Map `ebpf:"frag6"`
+	Front      *ebpf.Map `ebpf:"front"`
+	Metrics    *ebpf.Map `ebpf:"metrics"`
+	Scratch    *ebpf.Map `ebpf:"scratch"`
+	Slot       *ebpf.Map `ebpf:"slot"`
+	Svc        *ebpf.Map `ebpf:"svc"`
+	TestRec    *ebpf.Map `ebpf:"test_rec"`
+	Vtep       *ebpf.Map `ebpf:"vtep"`
 }
 
 func (m *TcMaps) Close() error {
@@ -221,8 +235,12 @@ func (m *TcMaps) Close() error {
 		m.Cidr,
 		m.Ct4,
 		m.Ct4New,
+		m.Ct4NewPrev,
+		m.Ct4Prev,
 		m.Ct6,
 		m.Ct6New,
+		m.Ct6NewPrev,
+		m.Ct6Prev,
 		m.Dev,
 		m.Ep,
 		m.Events,
@@ -243,6 +261,7 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
+	C_ctPrev     *ebpf.Variable `ebpf:"c_ct_prev"`
 	C_hostCookie *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4       *ebpf.Variable `ebpf:"c_ipv4"`
 	C_ipv6       *ebpf.Variable `ebpf:"c_ipv6"`

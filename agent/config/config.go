@@ -52,6 +52,8 @@ type Config struct {
 	NativeRoutingCIDRv4 netip.Prefix
 	NativeRoutingCIDRv6 netip.Prefix
 
+	FlowsMax uint32 // entries of the main table of IPv4 flows; 0: as it is
+
 	CgroupRoot string
 	BPFRoot    string
 	// ForceCLSBPF attaches to devices by cls_bpf filters also where the kernel has tcx.
@@ -227,4 +229,14 @@ func readDir(dir string) (map[string]string, error) {
 		out[e.Name()] = strings.TrimSpace(string(b))
 	}
 	return out, nil
+}
+
+// TableSizes are the entries of the flow tables by name, in the proportions that they have at first;
+// none where nothing is wished.
+func (c *Config) TableSizes() map[string]uint32 {
+	if c.FlowsMax == 0 {
+		return nil
+	}
+	n := max(c.FlowsMax, 1024)
+	return map[string]uint32{"ct4": n, "ct4_new": n / 4, "ct6": n / 2, "ct6_new": n / 8}
 }

@@ -22,6 +22,7 @@ CONST(u8, c_sock_lb) = SOCK_LB_ALL; /* enum sock_lb */
 CONST(u8, c_tunnel) = 1;            /* other nodes' pods are behind the tunnel; 0: behind routes */
 CONST(u8, c_masq4) = 1;             /* masquerade pods that leave the cluster */
 CONST(u8, c_masq6) = 1;
+CONST(u8, c_ct_prev) = 0;         /* flows are still moving from the tables before */
 CONST(u8, c_test) = 0;            /* record redirects in test_rec */
 CONST(u16, c_tunnel_port) = 8472; /* UDP, host order */
 CONST(u32, c_tunnel_mtu) = 1450;  /* largest packet of a pod that fits the tunnel */

@@ -16,6 +16,8 @@
 #define EBUSY 16
 #define EEXIST 17
 
+#define TIER_MAIN 0x100 /* ored to the flags of ct_insert: the tier that nobody evicts */
+
 #define TCP_EDGES (TCP_SYN | TCP_FIN | TCP_RST)
 
 /* Fill the canonical key; the result says that the source is side a. */
@@ -84,7 +86,52 @@ static __noinline int ct_insert6(const struct ct6_key *k, const struct ct6 *v, u
 	return err;
 }
 
-#define TIER_MAIN 0x100 /* ored to the flags of ct_insert: the tier that nobody evicts */
+/*
+ * Takes the entry of a tuple over from the tables before. It stays there, for programs of the
+ * generation before may still ask for it. 1: there is one.
+ */
+__noinline int ct_adopt(u32 which)
+{
+	struct pkt *p = pkt_get();
+	const struct tuple *t;
+	u64 tier = TIER_MAIN;
+
+	if (!c_ct_prev || !p)
+		return 0;
+	t = which ? &p->x : &p->t;
+	if (p->v6) {
+		const struct ct6_prev *old;
+		struct ct6_key k;
+		struct ct6 v;
+
+		ct_key6(t, p->proto, &k);
+		old = bpf_map_lookup_elem(&ct6_prev, &k);
+		if (!old) {
+			tier = 0;
+			old = bpf_map_lookup_elem(&ct6_new_prev, &k);
+		}
+		if (!old)
+			return 0;
+		ct6_from_prev(old, &v);
+		ct_insert6(&k, &v, BPF_NOEXIST | tier);
+	} else {
+		const struct ct4_prev *old;
+		struct ct4_key k;
+		struct ct4 v;
+
+		ct_key4(t, p->proto, &k);
+		old = bpf_map_lookup_elem(&ct4_prev, &k);
+		if (!old) {
+			tier = 0;
+			old = bpf_map_lookup_elem(&ct4_new_prev, &k);
+		}
+		if (!old)
+			return 0;
+		ct4_from_prev(old, &v);
+		ct_insert4(&k, &v, BPF_NOEXIST | tier);
+	}
+	return 1;
+}
 
 /* Deletes the entry of a tuple from both tiers. */
 __noinline int ct_forget(u32 which)
@@ -99,10 +146,18 @@ __noinline int ct_forget(u32 which)
 	t = which ? &p->x : &p->t;
 	if (p->v6) {
 		ct_key6(t, p->proto, &k6);
+		if (c_ct_prev) {
+			bpf_map_delete_elem(&ct6_prev, &k6);
+			bpf_map_delete_elem(&ct6_new_prev, &k6);
+		}
 		bpf_map_delete_elem(&ct6, &k6);
 		bpf_map_delete_elem(&ct6_new, &k6);
 	} else {
 		ct_key4(t, p->proto, &k4);
+		if (c_ct_prev) {
+			bpf_map_delete_elem(&ct4_prev, &k4);
+			bpf_map_delete_elem(&ct4_new_prev, &k4);
+		}
 		bpf_map_delete_elem(&ct4, &k4);
 		bpf_map_delete_elem(&ct4_new, &k4);
 	}
@@ -281,6 +336,12 @@ static __noinline int ct_look4(struct pkt *p)
 		v = bpf_map_lookup_elem(&ct4_new, &k);
 		tier_new = 1;
 	}
+	if (!v && c_ct_prev && ct_adopt(TUPLE_T)) {
+		v = bpf_map_lookup_elem(&ct4, &k);
+		tier_new = !v;
+		if (!v)
+			v = bpf_map_lookup_elem(&ct4_new, &k);
+	}
 	if (!v)
 		return CT_MISS;
 	if (v->c.kind != CT_PLAIN) {
@@ -306,6 +367,12 @@ static __noinline int ct_look6(struct pkt *p)
 	if (!v) {
 		v = bpf_map_lookup_elem(&ct6_new, &k);
 		tier_new = 1;
+	}
+	if (!v && c_ct_prev && ct_adopt(TUPLE_T)) {
+		v = bpf_map_lookup_elem(&ct6, &k);
+		tier_new = !v;
+		if (!v)
+			v = bpf_map_lookup_elem(&ct6_new, &k);
 	}
 	if (!v)
 		return CT_MISS;
@@ -344,6 +411,8 @@ __noinline int ct_lookup(void)
 		return CT_MISS;
 	}
 	if (r == CT_HIT) {
+		if (c_ct_prev && p->ct_twin && p->ct_kind != CT_PLAIN)
+			ct_adopt(TUPLE_X); /* the other half comes along */
 		if (p->ct_twin & 2) {
 			ct_promote(TUPLE_T);
 			if (p->ct_kind != CT_PLAIN)
@@ -414,7 +483,9 @@ __noinline int ct_add_rev(void)
 		v.sport = p->t.dport;
 		v.dport = p->t.sport;
 		err = ct_insert6(&k, &v, BPF_NOEXIST);
-		if (!err && bpf_map_lookup_elem(&ct6, &k)) {
+		if (!err && (bpf_map_lookup_elem(&ct6, &k) ||
+			     (c_ct_prev && (bpf_map_lookup_elem(&ct6_prev, &k) ||
+					    bpf_map_lookup_elem(&ct6_new_prev, &k))))) {
 			bpf_map_delete_elem(&ct6_new, &k);
 			err = -EEXIST;
 		}
@@ -428,7 +499,9 @@ __noinline int ct_add_rev(void)
 		v.sport = p->t.dport;
 		v.dport = p->t.sport;
 		err = ct_insert4(&k, &v, BPF_NOEXIST);
-		if (!err && bpf_map_lookup_elem(&ct4, &k)) {
+		if (!err && (bpf_map_lookup_elem(&ct4, &k) ||
+			     (c_ct_prev && (bpf_map_lookup_elem(&ct4_prev, &k) ||
+					    bpf_map_lookup_elem(&ct4_new_prev, &k))))) {
 			bpf_map_delete_elem(&ct4_new, &k);
 			err = -EEXIST;
 		}

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../include/kernel.h"
+#include "../include/ct_prev.h"
 #include "../include/maps_abi.h"
 
 struct {
@@ -32,3 +33,36 @@ struct {
 	__type(value, struct ct6);
 	__uint(max_entries, 16384);
 } ct6_new SEC(".maps");
+
+/*
+ * The tables that the generation before used, where they have another size or layout: their flows
+ * move to the ones above as packets hit them, and the agent moves the rest. Without such tables
+ * these are placeholders.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct ct4_key);
+	__type(value, struct ct4_prev);
+	__uint(max_entries, 1);
+} ct4_prev SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct ct4_key);
+	__type(value, struct ct4_prev);
+	__uint(max_entries, 1);
+} ct4_new_prev SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct ct6_key);
+	__type(value, struct ct6_prev);
+	__uint(max_entries, 1);
+} ct6_prev SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct ct6_key);
+	__type(value, struct ct6_prev);
+	__uint(max_entries, 1);
+} ct6_new_prev SEC(".maps");

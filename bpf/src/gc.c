@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Removal of flows, called by the agent through a test run: ct_expire deletes candidates that have
- * not moved since the sweep saw them, ct_purge everything of one address.
+ * Work on flows, called by the agent through a test run: ct_expire deletes candidates that have not
+ * moved since the sweep saw them, ct_purge everything of one address, ct_move takes flows out of
+ * the tables that the generation before used.
  */
 #include "../include/kernel.h"
 #include "../lib/maps_ct.h"
 
 #define GC_BATCH_MAX 1024
+#define EEXIST 17
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -87,6 +89,74 @@ int ct_expire(struct gc_expire *arg)
 	if (count > GC_BATCH_MAX)
 		count = GC_BATCH_MAX;
 	bpf_loop(count, expire_one, &c, 0);
+	arg->deleted = c.deleted;
+	return 0;
+}
+
+/* Takes one flow over; what a packet has taken over before stays as it is. If the table is full the
+ * flow stays where it is.
+ */
+#define MOVE(NAME, KEY, OLD, VALUE, CONVERT, FROM, TO)                                             \
+	static __noinline void NAME(struct gc_item *it)                                            \
+	{                                                                                          \
+		const struct OLD *old;                                                             \
+		long err;                                                                          \
+		KEY key;                                                                           \
+		VALUE v;                                                                           \
+                                                                                                   \
+		__builtin_memcpy(&key, it->key, sizeof(key));                                      \
+		old = bpf_map_lookup_elem(&FROM, &key);                                            \
+		if (!old) {                                                                        \
+			it->done = GC_MISSING;                                                     \
+			return;                                                                    \
+		}                                                                                  \
+		CONVERT(old, &v);                                                                  \
+		err = bpf_map_update_elem(&TO, &key, &v, BPF_NOEXIST);                             \
+		if (err && err != -EEXIST) {                                                       \
+			it->done = GC_CHANGED;                                                     \
+			return;                                                                    \
+		}                                                                                  \
+		bpf_map_delete_elem(&FROM, &key);                                                  \
+		it->done = GC_DELETED;                                                             \
+	}
+
+MOVE(move4, struct ct4_key, ct4_prev, struct ct4, ct4_from_prev, ct4_prev, ct4)
+MOVE(move4_new, struct ct4_key, ct4_prev, struct ct4, ct4_from_prev, ct4_new_prev, ct4_new)
+MOVE(move6, struct ct6_key, ct6_prev, struct ct6, ct6_from_prev, ct6_prev, ct6)
+MOVE(move6_new, struct ct6_key, ct6_prev, struct ct6, ct6_from_prev, ct6_new_prev, ct6_new)
+
+static long move_one(u32 i, void *arg)
+{
+	struct expire_ctx *c = arg;
+	struct gc_item *it = bpf_map_lookup_elem(&gc_batch, &i);
+
+	if (!it)
+		return 1;
+	if (c->v6) {
+		if (it->tier)
+			move6_new(it);
+		else
+			move6(it);
+	} else {
+		if (it->tier)
+			move4_new(it);
+		else
+			move4(it);
+	}
+	if (it->done == GC_DELETED)
+		c->deleted++;
+	return 0;
+}
+
+SEC("syscall")
+int ct_move(struct gc_expire *arg)
+{
+	struct expire_ctx c = { .v6 = arg->v6 };
+	u32 count = arg->count;
+
+	if (count > GC_BATCH_MAX)
+		count = GC_BATCH_MAX;
+	bpf_loop(count, move_one, &c, 0);
 	arg->deleted = c.deleted;
 	return 0;
 }

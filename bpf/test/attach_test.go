@@ -57,7 +57,7 @@ func (a *agent) start(way string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := specs.OpenMaps(a.root)
+	set, err := specs.OpenMaps(a.root, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

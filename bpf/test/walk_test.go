@@ -96,6 +96,12 @@ func both(t *testing.T, conf func(*bpf.Config), f func(t *testing.T, b *bench)) 
 
 func newBench(t *testing.T, v6 bool, conf func(*bpf.Config)) *bench {
 	t.Helper()
+	return newBenchAfter(t, v6, conf, nil)
+}
+
+// newBenchAfter is a bench whose flow tables come after those of another one: its flows move here.
+func newBenchAfter(t *testing.T, v6 bool, conf func(*bpf.Config), before *bench) *bench {
+	t.Helper()
 	b := &bench{t: t, v6: v6, ns: newNamespace(t, "bench")}
 	spec, err := bpf.LoadTc()
 	if err != nil {
@@ -113,10 +119,19 @@ func newBench(t *testing.T, v6 bool, conf func(*bpf.Config)) *bench {
 	if conf != nil {
 		conf(&c)
 	}
+	prev := map[string]*ebpf.Map{}
+	if before != nil {
+		c.FlowsMove = true
+		for _, name := range []string{"ct4", "ct4_new", "ct6", "ct6_new"} {
+			m := before.coll.Maps[name]
+			prev[name+"_prev"] = m
+			spec.Maps[name+"_prev"].MaxEntries, gc.Maps[name+"_prev"].MaxEntries = m.MaxEntries(), m.MaxEntries()
+		}
+	}
 	if err := c.Apply(spec); err != nil {
 		t.Fatal(err)
 	}
-	if b.coll, err = ebpf.NewCollection(spec); err != nil {
+	if b.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: prev}); err != nil {
 		t.Fatalf("%+v", err)
 	}
 	t.Cleanup(b.coll.Close)

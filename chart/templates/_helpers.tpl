@@ -89,6 +89,7 @@ seccompProfile:
 {{- with $v.ipv6NativeRoutingCIDR -}}{{- $_ := set $c "ipv6-native-routing-cidr" . -}}{{- end -}}
 {{- with (include "lash.words" $v.devices) -}}{{- $_ := set $c "devices" . -}}{{- end -}}
 {{- $_ := set $c "mtu" $v.MTU -}}
+{{- with $v.bpf.ctTcpMax -}}{{- $_ := set $c "bpf-ct-global-tcp-max" . -}}{{- end -}}
 {{- $_ := set $c "cgroup-root" $v.cgroup.hostRoot -}}
 {{- $_ := set $c "bpf-root" $v.bpf.root -}}
 {{- $_ := set $c "force-cls-bpf" (eq ($v.bpf.enableTCX | toString) "false") -}}

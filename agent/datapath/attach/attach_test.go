@@ -34,7 +34,7 @@ func load(t *testing.T, root string, cfg bpf.Config, features string) (*loader.P
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := specs.OpenMaps(root)
+	set, err := specs.OpenMaps(root, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

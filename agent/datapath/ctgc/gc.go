@@ -24,9 +24,9 @@ type Maps struct {
 	Ct4, Ct4New, Ct6, Ct6New, Batch *ebpf.Map
 }
 
-// Programs are the two that delete.
+// Programs are the ones that work on flows in the kernel.
 type Programs struct {
-	Expire, Purge *ebpf.Program
+	Expire, Purge, Move *ebpf.Program
 }
 
 // lookupBatch is how many entries one system call reads: buckets are held meanwhile.
@@ -39,6 +39,7 @@ type Collector struct {
 	log   *slog.Logger
 	now   func() (uint32, error) // in the unit of Ct.Seen
 
+	batch sync.Mutex // guards progs, and the content of maps.Batch while one reads it
 	mu    sync.Mutex
 	stats [2]Stats // IPv4, IPv6
 	fails uint64
@@ -57,6 +58,13 @@ type Stats struct {
 // New returns a collector. Nothing happens before Run or Purge.
 func New(m Maps, p Programs, log *slog.Logger) *Collector {
 	return &Collector{maps: m, progs: p, log: log, now: clock}
+}
+
+// Use changes the programs; those of before may be closed then.
+func (c *Collector) Use(p Programs) {
+	c.batch.Lock()
+	defer c.batch.Unlock()
+	c.progs = p
 }
 
 // clock is the coarse monotonic clock in the unit of Ct.Seen.
@@ -269,7 +277,18 @@ func eachBatch[K, V any](m *ebpf.Map, do func([]K, []V) error) error {
 
 // expire has the program delete those items that are still as they were read.
 func (c *Collector) expire(v6 bool, items []bpf.GcItem) (uint64, error) {
-	var deleted uint64
+	n, err := c.each(func(p Programs) *ebpf.Program { return p.Expire }, v6, items)
+	if err != nil {
+		err = fmt.Errorf("expire flows: %w", err)
+	}
+	return n, err
+}
+
+// each gives items to a program, a batch at a time, and returns how many it has dealt with.
+func (c *Collector) each(which func(Programs) *ebpf.Program, v6 bool, items []bpf.GcItem) (uint64, error) {
+	c.batch.Lock()
+	defer c.batch.Unlock()
+	var done uint64
 	limit := int(c.maps.Batch.MaxEntries())
 	for len(items) > 0 {
 		part := items[:min(len(items), limit)]
@@ -279,18 +298,18 @@ func (c *Collector) expire(v6 bool, items []bpf.GcItem) (uint64, error) {
 			index[i] = uint32(i)
 		}
 		if _, err := c.maps.Batch.BatchUpdate(index, part, nil); err != nil {
-			return deleted, fmt.Errorf("write candidates: %w", err)
+			return done, fmt.Errorf("write the batch: %w", err)
 		}
 		arg := bpf.GcExpire{Count: uint32(len(part))}
 		if v6 {
 			arg.V6 = 1
 		}
-		if err := run(c.progs.Expire, &arg); err != nil {
-			return deleted, fmt.Errorf("expire flows: %w", err)
+		if err := run(which(c.progs), &arg); err != nil {
+			return done, err
 		}
-		deleted += uint64(arg.Deleted)
+		done += uint64(arg.Deleted)
 	}
-	return deleted, nil
+	return done, nil
 }
 
 // Purge deletes every flow of an address, translated or not. It is for an address that leaves the
@@ -301,7 +320,10 @@ func (c *Collector) Purge(addrs ...netip.Addr) error {
 			continue
 		}
 		arg := bpf.GcPurge{Ip: bpf.IP(a)}
-		if err := run(c.progs.Purge, &arg); err != nil {
+		c.batch.Lock()
+		err := run(c.progs.Purge, &arg)
+		c.batch.Unlock()
+		if err != nil {
 			return fmt.Errorf("purge flows of %s: %w", a, err)
 		}
 		c.mu.Lock()

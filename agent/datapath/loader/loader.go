@@ -80,12 +80,12 @@ func Read() (*Specs, error) {
 }
 
 // OpenMaps opens or creates the maps of all objects.
-func (s *Specs) OpenMaps(bpfRoot string) (*maps.Set, error) {
+func (s *Specs) OpenMaps(bpfRoot string, sizes map[string]uint32) (*maps.Set, error) {
 	specs := make([]*ebpf.CollectionSpec, 0, len(s.objs))
 	for _, o := range s.objs {
 		specs = append(specs, o.Spec)
 	}
-	return maps.Open(bpfRoot, specs...)
+	return maps.Open(bpfRoot, sizes, specs...)
 }
 
 // Load adopts the pinned generation that fits, or loads a new one aside. features is the text form

@@ -6,7 +6,6 @@
 package maps
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 
@@ -24,8 +24,8 @@ import (
 // ephemeral maps belong to a generation of programs and are not pinned.
 var ephemeral = []string{"scratch", "test_rec"}
 
-// flows are the maps whose content must survive: a pinned one keeps its size.
-var flows = []string{"ct4", "ct4_new", "ct6", "ct6_new", "skrev"}
+// kept are the maps, beside the flow tables, whose content must survive: a pinned one keeps its size.
+var kept = []string{"skrev"}
 
 // ErrNoMap means that a map of that name does not exist.
 var ErrNoMap = errors.New("no such map")
@@ -38,7 +38,10 @@ type Set struct {
 	// Replaced lists those of Created that existed in another form. The former ones stay pinned
 	// beside them, for programs that still use them, until Commit or Revert.
 	Replaced []string
-	dir      string
+	// Lost lists tables that were left over in a form that no flow can be taken over from.
+	Lost   []string
+	dir    string
+	undone map[string]string // pin of a replaced table that is its former self's again on Revert
 }
 
 // replaced ends the pin name of a map that stands beside its successor.
@@ -47,16 +50,25 @@ const replaced = "_old"
 // Dir is where the maps are pinned.
 func Dir(bpfRoot string) string { return filepath.Join(bpfRoot, "lash", "maps") }
 
-func pinName(name string) string { return fmt.Sprintf("%s_v%d", name, bpf.MapABI) }
+func pinName(name string) string {
+	abi := bpf.MapABI
+	if isTable(strings.TrimSuffix(name, prevSuffix)) {
+		abi = bpf.CtABI
+	}
+	return fmt.Sprintf("%s_v%d", name, abi)
+}
+
+func isTable(name string) bool { return slices.Contains(tables, name) }
 
 // Open opens or creates every map that the specs declare and that is not private to a program.
-// The specs are changed so that they fit maps that exist with another size.
-func Open(bpfRoot string, specs ...*ebpf.CollectionSpec) (*Set, error) {
+// sizes are the numbers of entries that flow tables should have; those without keep theirs. The specs
+// are changed so that they fit maps that exist with another size.
+func Open(bpfRoot string, sizes map[string]uint32, specs ...*ebpf.CollectionSpec) (*Set, error) {
 	dir := Dir(bpfRoot)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("pin directory: %w", err)
 	}
-	s := &Set{maps: map[string]*ebpf.Map{}, dir: dir}
+	s := &Set{maps: map[string]*ebpf.Map{}, dir: dir, undone: map[string]string{}}
 	for _, spec := range specs {
 		for name, ms := range spec.Maps {
 			if !Shared(name) {
@@ -65,7 +77,12 @@ func Open(bpfRoot string, specs ...*ebpf.CollectionSpec) (*Set, error) {
 			m := s.maps[name]
 			if m == nil {
 				var err error
-				if m, err = s.open(filepath.Join(dir, pinName(name)), name, ms); err != nil {
+				if isTable(name) {
+					m, err = s.openTable(dir, name, ms, spec.Maps[name+prevSuffix], sizes[name])
+				} else {
+					m, err = s.open(filepath.Join(dir, pinName(name)), name, ms)
+				}
+				if err != nil {
 					s.Close()
 					return nil, fmt.Errorf("map %s: %w", name, err)
 				}
@@ -80,7 +97,7 @@ func Open(bpfRoot string, specs ...*ebpf.CollectionSpec) (*Set, error) {
 
 // Shared says whether a map of a collection is shared by all programs and pinned.
 func Shared(name string) bool {
-	return name != "" && name[0] != '.' && !slices.Contains(ephemeral, name)
+	return name != "" && name[0] != '.' && !slices.Contains(ephemeral, name) && !strings.HasSuffix(name, prevSuffix)
 }
 
 func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
@@ -88,12 +105,12 @@ func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	switch {
 	case err == nil:
 		want := *spec
-		if slices.Contains(flows, name) {
+		if slices.Contains(kept, name) {
 			want.MaxEntries = m.MaxEntries()
 		}
 		if err := want.Compatible(m); err == nil {
 			return m, nil
-		} else if slices.Contains(flows, name) {
+		} else if slices.Contains(kept, name) {
 			m.Close()
 			return nil, fmt.Errorf("pinned at %s in another form: %w", path, err)
 		}
@@ -110,18 +127,7 @@ func (s *Set) open(path, name string, spec *ebpf.MapSpec) (*ebpf.Map, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open pin: %w", err)
 	}
-	fresh := spec.Copy()
-	fresh.Pinning = ebpf.PinNone
-	m, err = ebpf.NewMap(fresh)
-	if err != nil {
-		return nil, fmt.Errorf("create: %w", err)
-	}
-	if err := m.Pin(path); err != nil {
-		m.Close()
-		return nil, fmt.Errorf("pin: %w", err)
-	}
-	s.Created = append(s.Created, name)
-	return m, nil
+	return s.create(path, name, spec, 0)
 }
 
 // Commit forgets the maps that were replaced, in this start or an earlier one.
@@ -143,6 +149,10 @@ func (s *Set) Revert() error {
 	var errs []error
 	for _, name := range s.Replaced {
 		path := filepath.Join(s.dir, pinName(name))
+		if old, table := s.undone[name]; table {
+			errs = append(errs, os.Remove(path), os.Rename(filepath.Join(s.dir, pinName(name+prevSuffix)), old))
+			continue
+		}
 		errs = append(errs, os.Remove(path), os.Rename(path+replaced, path))
 	}
 	return errors.Join(errs...)
@@ -155,18 +165,17 @@ func OpenPinned(bpfRoot string) (*Set, error) {
 		return nil, fmt.Errorf("pinned maps: %w", err)
 	}
 	s := &Set{maps: map[string]*ebpf.Map{}}
-	suffix := fmt.Sprintf("_v%d", bpf.MapABI)
 	for _, e := range entries {
-		name, ok := bytes.CutSuffix([]byte(e.Name()), []byte(suffix))
-		if !ok {
-			continue
+		name, _, _ := strings.Cut(e.Name(), "_v")
+		if e.Name() != pinName(name) {
+			continue // of another version
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(Dir(bpfRoot), e.Name()), nil)
 		if err != nil {
 			s.Close()
 			return nil, fmt.Errorf("map %s: %w", e.Name(), err)
 		}
-		s.maps[string(name)] = m
+		s.maps[name] = m
 	}
 	return s, nil
 }
@@ -196,12 +205,15 @@ func (s *Set) Names() []string {
 	return out
 }
 
-// Replacements returns the maps that a collection of spec is to use instead of its own.
+// Replacements returns the maps that a collection of spec is to use instead of its own, and changes
+// the spec so that it fits them.
 func (s *Set) Replacements(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	out := map[string]*ebpf.Map{}
-	for name := range spec.Maps {
+	for name, ms := range spec.Maps {
 		if m := s.maps[name]; m != nil {
-			out[name] = m
+			out[name], ms.MaxEntries = m, m.MaxEntries()
+		} else if strings.HasSuffix(name, prevSuffix) {
+			ms.MaxEntries = 1 // a placeholder
 		}
 	}
 	return out

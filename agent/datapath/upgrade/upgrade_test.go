@@ -60,7 +60,7 @@ func newNode(t *testing.T) *node {
 
 func (n *node) start(specs *loader.Specs) (*Choice, *maps.Set, error) {
 	n.t.Helper()
-	set, err := specs.OpenMaps(n.root)
+	set, err := specs.OpenMaps(n.root, nil)
 	if err != nil {
 		n.t.Fatal(err)
 	}
