@@ -203,7 +203,7 @@ func writerLoops(all []kube.WriterHealth) []reconcile.Status {
 	for _, w := range all {
 		out = append(out, reconcile.Status{
 			Name: w.Kind, Chain: "kubernetes", Synced: w.Pending == 0, Pending: w.Pending, OldestPending: w.Since,
-			LastError: w.Error, LastErrorAt: w.At, Sets: uint64(w.Writes), Failures: uint64(w.Failures),
+			LastError: w.Error, LastErrorAt: w.FailedAt, Sets: uint64(w.Writes), Failures: uint64(w.Failures),
 		})
 	}
 	return out

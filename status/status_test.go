@@ -304,6 +304,14 @@ func TestRedNamesTheCause(t *testing.T) {
 			broken(func(p *corev1.Pod) { p.Status.Conditions[0].Message = "containers with unready status: [cilium-agent]" }),
 			[]string{notReady, "cilium/cilium-2: error: the pod is not ready | containers with unready status: [cilium-agent]; last log line: fake logs | kubectl -n kube-system logs cilium-2"},
 		},
+		"no node selected": {
+			[]runtime.Object{func() *appsv1.DaemonSet {
+				d := agents(0, 0)
+				d.Spec.Template.Spec.NodeSelector = map[string]string{"no": "where"}
+				return d
+			}()},
+			[]string{"cilium/cilium: error: DaemonSet cilium selects no node: no new pod gets a network | nodeSelector no=where | kubectl -n kube-system describe daemonset cilium"},
+		},
 		"roll-out that has not started": {
 			[]runtime.Object{func() *appsv1.DaemonSet { d := agents(2, 2); d.Generation = 3; return d }()},
 			[]string{"cilium/cilium: error: DaemonSet cilium: rollout has not started |  | kubectl -n kube-system rollout status daemonset/cilium"},

@@ -79,6 +79,13 @@ func (g *gather) daemonSet(x part) {
 			Type: x.kind, Desired: int(s.DesiredNumberScheduled), Ready: int(s.NumberReady),
 			Available: int(s.NumberAvailable), Unavailable: int(s.NumberUnavailable),
 		}
+		if x.required && s.DesiredNumberScheduled == 0 && s.ObservedGeneration >= d.Generation {
+			g.out.addError(x.name, x.name, Problem{
+				Message:  fmt.Sprintf("DaemonSet %s selects no node: no new pod gets a network", x.name),
+				Evidence: fmt.Sprintf("nodeSelector %s", labels.Set(d.Spec.Template.Spec.NodeSelector)),
+				Next:     fmt.Sprintf("kubectl -n %s describe daemonset %s", g.Namespace, x.name),
+			})
+		}
 		g.judgeRollout(x, d.Generation, s.ObservedGeneration, s.DesiredNumberScheduled, s.UpdatedNumberScheduled, s.NumberReady)
 		return
 	}

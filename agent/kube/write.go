@@ -52,7 +52,7 @@ type WriterHealth struct {
 	Pending  int       // objects whose newest attempt failed
 	Error    string    // of one of these
 	Since    time.Time // of the oldest of these
-	At       time.Time // of the newest attempt
+	FailedAt time.Time // of the newest failure
 }
 
 type failure struct {
@@ -121,7 +121,6 @@ func (w *writers) note(key writeKey, wrote bool, err error) {
 		h = &WriterHealth{Kind: key.kind}
 		w.kinds[key.kind] = h
 	}
-	h.At = time.Now()
 	if wrote {
 		h.Writes++
 	}
@@ -130,9 +129,10 @@ func (w *writers) note(key writeKey, wrote bool, err error) {
 		return
 	}
 	h.Failures++
+	h.FailedAt = time.Now()
 	f := w.failing[key]
 	if f.since.IsZero() {
-		f.since = h.At
+		f.since = h.FailedAt
 	}
 	f.text = err.Error()
 	w.failing[key] = f
