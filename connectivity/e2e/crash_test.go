@@ -75,13 +75,18 @@ func newCrashBed(t *testing.T, name string, install ...string) *crashBed {
 	to := func(ip string, flags ...string) []string {
 		return append([]string{"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"), "--rate", "500", "--flows", "20"}, flags...)
 	}
-	in := func(pod string) []string { return []string{c.kube, "exec", "-i", pod, "--", "lash-agent", "soak"} }
+	// Inside the pods' network, but not by way of the API server, which some events take away.
+	in := func(node string) []string {
+		pid := strings.TrimSpace(bed.processes(node, "^lash-agent echo --udp 8082 $", "echo $p"))
+		return []string{c.lash, "cluster", "exec", "--name", name, node, "--", "nsenter", "-t", pid, "-n", c.lash, "connectivity", "soak"}
+	}
+	near, far := in(bed.a), in(bed.b)
 	bed.paths = []path{
-		{name: "same node", command: in("near"), args: to(v4)},
-		{name: "other node", command: in("far"), args: to(v4, "--new")},
-		{name: "other node IPv6", command: in("far"), args: to(v6)},
-		{name: "ClusterIP", command: in("far"), args: to(vip, "--new")},
-		{name: "masquerade", command: in("far"), args: to(external)},
+		{name: "same node", command: near, args: to(v4)},
+		{name: "other node", command: far, args: to(v4, "--new")},
+		{name: "other node IPv6", command: far, args: to(v6)},
+		{name: "ClusterIP", command: far, args: to(vip, "--new")},
+		{name: "masquerade", command: far, args: to(external)},
 		{
 			name: "control", control: true,
 			command: []string{c.lash, "cluster", "exec", "--name", name, bed.b, "--", "ip", "netns", "exec", "bare", c.lash, "connectivity", "soak"},
@@ -274,17 +279,84 @@ func (b *crashBed) rollout(t *testing.T) {
 	b.kubectl("-n", "kube-system", "rollout", "status", "ds/cilium", "--timeout=120s")
 }
 
-// TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, with
-// LASH_CRASH_KILLS random kills; else it is a sample.
+// mapsMoved waits until no flow table of before is left on any node.
+func (b *crashBed) mapsMoved(t *testing.T) {
+	t.Helper()
+	b.until(t, "flows have moved", func() (bool, string) {
+		left := ""
+		for _, node := range []string{b.a, b.b} {
+			left += b.node(node, "sh", "-c", "ls /sys/fs/bpf/lash/maps | grep _prev; true")
+		}
+		return left == "", left
+	})
+}
+
+// settled waits until every node runs one generation of programs and has forgotten those before.
+func (b *crashBed) settled(t *testing.T) {
+	t.Helper()
+	b.until(t, "one generation is left", func() (bool, string) {
+		gens := ""
+		for _, node := range []string{b.a, b.b} {
+			gens += b.node(node, "ls", "/sys/fs/bpf/lash/gen")
+		}
+		return len(strings.Fields(gens)) == 2, gens
+	})
+}
+
+// upgrade goes to the version of another CLI and waits until nothing of the one before is left.
+func (b *crashBed) upgrade(t *testing.T, lash string, flags ...string) {
+	t.Helper()
+	if r := b.exec(4*time.Minute, lash, append([]string{"upgrade", "--yes", "--wait"}, flags...)...); r.code != 0 {
+		t.Fatalf("upgrade: %s", r.all())
+	}
+	b.ready(t)
+	b.settled(t)
+	b.mapsMoved(t)
+}
+
+// events are what happens to agents, in order. The last ones need builds that differ.
+func (b *crashBed) events(t *testing.T, kills int, away time.Duration) {
+	b.during(t, "nothing happens", func(*testing.T) {})
+	for i := range kills {
+		node := []string{b.a, b.b}[rand.IntN(2)]
+		b.during(t, fmt.Sprintf("kill %d on %s", i, node), func(t *testing.T) { b.kill(t, node) })
+	}
+	b.during(t, "rollout restart", b.rollout)
+	b.during(t, "API server away", func(t *testing.T) {
+		b.processes(b.a, "kube-apiserver ", "kill -STOP $p")
+		time.Sleep(away)
+		b.processes(b.a, "kube-apiserver ", "kill -CONT $p")
+		b.ready(t)
+	})
+	b.during(t, "kill while the API server is away", func(t *testing.T) {
+		b.processes(b.a, "kube-apiserver ", "kill -STOP $p")
+		b.processes(b.b, "^cilium-agent ", "kill -9 $p")
+		time.Sleep(10 * time.Second)
+		b.processes(b.a, "kube-apiserver ", "kill -CONT $p")
+		b.ready(t)
+	})
+	b.during(t, "foreign program on the same hooks", func(t *testing.T) {
+		b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc qdisc add dev $d clsact 2>/dev/null || true
+tc filter add dev $d ingress prio 7 protocol all matchall action ok; done`)
+		b.kill(t, b.b)
+		b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc filter del dev $d ingress prio 7; done`)
+	})
+	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000") })
+	next, layout := b.build("0.1.1", changedPrograms), b.build("0.1.2", changedLayout)
+	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
+	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
+	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
+}
+
+// TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, in
+// tunnel and native mode, with LASH_CRASH_KILLS random kills; else it is a sample.
 func TestNoLoss(t *testing.T) {
 	full := os.Getenv("LASH_CRASH") != ""
 	modes := map[string][]string{"tunnel": nil}
+	kills, away := 1, 15*time.Second
 	if full {
 		modes["native"] = []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}
-	}
-	kills := 2
-	if full {
-		kills = 25
+		kills, away = 25, 10*time.Minute
 	}
 	if s := os.Getenv("LASH_CRASH_KILLS"); s != "" {
 		n, err := strconv.Atoi(s)
@@ -295,13 +367,7 @@ func TestNoLoss(t *testing.T) {
 	}
 	for mode, flags := range modes {
 		t.Run(mode, func(t *testing.T) {
-			b := newCrashBed(t, "crash"+mode[:1], flags...)
-			b.during(t, "nothing happens", func(*testing.T) {})
-			for i := range kills {
-				node := []string{b.a, b.b}[rand.IntN(2)]
-				b.during(t, fmt.Sprintf("kill %d on %s", i, node), func(t *testing.T) { b.kill(t, node) })
-			}
-			b.during(t, "rollout restart", b.rollout)
+			newCrashBed(t, "crash"+mode[:1], flags...).events(t, kills, away)
 		})
 	}
 }
