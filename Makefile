@@ -33,6 +33,8 @@ endef
 .PHONY: deps
 deps: ## Install the Debian packages that the local cluster and the tests need
 	$(call apt-install,$(DEBS))
+	@n=$$(cat /proc/sys/fs/inotify/max_user_instances); if [ $$n -lt 1024 ]; then \
+	  echo "raising fs.inotify.max_user_instances from $$n to 1024"; echo 1024 >/proc/sys/fs/inotify/max_user_instances; fi
 
 .PHONY: gen-deps
 gen-deps:

@@ -53,6 +53,9 @@ func Create(ctx context.Context, o Options) (*Cluster, error) {
 	if !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
+	if err := checkInotify("/proc", 1+o.Workers); err != nil {
+		return nil, err
+	}
 	groups, err := machineCgroups()
 	if err != nil {
 		return nil, err
