@@ -323,16 +323,16 @@ func (b *crashBed) events(t *testing.T, kills int, away time.Duration) {
 	}
 	b.during(t, "rollout restart", b.rollout)
 	b.during(t, "API server away", func(t *testing.T) {
-		b.processes(b.a, "kube-apiserver ", "kill -STOP $p")
+		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -STOP $p")
 		time.Sleep(away)
-		b.processes(b.a, "kube-apiserver ", "kill -CONT $p")
+		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -CONT $p")
 		b.ready(t)
 	})
 	b.during(t, "kill while the API server is away", func(t *testing.T) {
-		b.processes(b.a, "kube-apiserver ", "kill -STOP $p")
+		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -STOP $p")
 		b.processes(b.b, "^cilium-agent ", "kill -9 $p")
 		time.Sleep(10 * time.Second)
-		b.processes(b.a, "kube-apiserver ", "kill -CONT $p")
+		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -CONT $p")
 		b.ready(t)
 	})
 	b.during(t, "foreign program on the same hooks", func(t *testing.T) {
