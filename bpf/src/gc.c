@@ -52,38 +52,42 @@ EXPIRE(expire4_new, struct ct4_key, struct ct4, ct4_new)
 EXPIRE(expire6, struct ct6_key, struct ct6, ct6)
 EXPIRE(expire6_new, struct ct6_key, struct ct6, ct6_new)
 
-struct expire_ctx {
+struct each_ctx {
 	u32 v6;
 	u32 deleted;
 };
 
-static long expire_one(u32 i, void *arg)
-{
-	struct expire_ctx *c = arg;
-	struct gc_item *it = bpf_map_lookup_elem(&gc_batch, &i);
-
-	if (!it)
-		return 1;
-	if (c->v6) {
-		if (it->tier)
-			expire6_new(it);
-		else
-			expire6(it);
-	} else {
-		if (it->tier)
-			expire4_new(it);
-		else
-			expire4(it);
+/* What bpf_loop calls for each item: the function for its table. */
+#define EACH(NAME, WORK)                                                                           \
+	static long NAME(u32 i, void *arg)                                                         \
+	{                                                                                          \
+		struct each_ctx *c = arg;                                                          \
+		struct gc_item *it = bpf_map_lookup_elem(&gc_batch, &i);                           \
+                                                                                                   \
+		if (!it)                                                                           \
+			return 1;                                                                  \
+		if (c->v6) {                                                                       \
+			if (it->tier)                                                              \
+				WORK##6_new(it);                                                   \
+			else                                                                       \
+				WORK##6(it);                                                       \
+		} else {                                                                           \
+			if (it->tier)                                                              \
+				WORK##4_new(it);                                                   \
+			else                                                                       \
+				WORK##4(it);                                                       \
+		}                                                                                  \
+		if (it->done == GC_DELETED)                                                        \
+			c->deleted++;                                                              \
+		return 0;                                                                          \
 	}
-	if (it->done == GC_DELETED)
-		c->deleted++;
-	return 0;
-}
+
+EACH(expire_one, expire)
 
 SEC("syscall")
 int ct_expire(struct gc_expire *arg)
 {
-	struct expire_ctx c = { .v6 = arg->v6 };
+	struct each_ctx c = { .v6 = arg->v6 };
 	u32 count = arg->count;
 
 	if (count > GC_BATCH_MAX)
@@ -125,33 +129,12 @@ MOVE(move4_new, struct ct4_key, ct4_prev, struct ct4, ct4_from_prev, ct4_new_pre
 MOVE(move6, struct ct6_key, ct6_prev, struct ct6, ct6_from_prev, ct6_prev, ct6)
 MOVE(move6_new, struct ct6_key, ct6_prev, struct ct6, ct6_from_prev, ct6_new_prev, ct6_new)
 
-static long move_one(u32 i, void *arg)
-{
-	struct expire_ctx *c = arg;
-	struct gc_item *it = bpf_map_lookup_elem(&gc_batch, &i);
-
-	if (!it)
-		return 1;
-	if (c->v6) {
-		if (it->tier)
-			move6_new(it);
-		else
-			move6(it);
-	} else {
-		if (it->tier)
-			move4_new(it);
-		else
-			move4(it);
-	}
-	if (it->done == GC_DELETED)
-		c->deleted++;
-	return 0;
-}
+EACH(move_one, move)
 
 SEC("syscall")
 int ct_move(struct gc_expire *arg)
 {
-	struct expire_ctx c = { .v6 = arg->v6 };
+	struct each_ctx c = { .v6 = arg->v6 };
 	u32 count = arg->count;
 
 	if (count > GC_BATCH_MAX)

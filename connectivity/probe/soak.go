@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 )
 
 // Soak is a steady load over one path for as long as something happens to it: datagrams with
@@ -190,28 +189,10 @@ func (k *soak) count(c net.Conn) map[uint64]bool {
 // (linux/sock_diag.h).
 func socketDrops(c net.Conn) int {
 	const (
-		soMemInfo = 55
-		fields    = 9
-		drops     = 8
+		soMemInfo   = 55
+		dropsOffset = 8 * 4
 	)
-	sc, ok := c.(syscall.Conn)
-	if !ok {
-		return 0
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	var info [fields]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_ = raw.Control(func(fd uintptr) {
-		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.SOL_SOCKET, soMemInfo,
-			uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel fills the buffer
-		if errno != 0 {
-			info[drops] = 0
-		}
-	})
-	return int(info[drops])
+	return sockoptWord(c, syscall.SOL_SOCKET, soMemInfo, dropsOffset)
 }
 
 // flow keeps one connection and exchanges a little on it.

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -93,6 +94,12 @@ func retransmits(c net.Conn) int {
 		tcpInfo     = 11
 		totalOffset = 100
 	)
+	return sockoptWord(c, syscall.IPPROTO_TCP, tcpInfo, totalOffset)
+}
+
+// sockoptWord reads a 32-bit number at an offset of a socket option that is a structure; 0 where the
+// kernel gives no such option.
+func sockoptWord(c net.Conn, level, option, offset uintptr) int {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return 0
@@ -101,14 +108,13 @@ func retransmits(c net.Conn) int {
 	if err != nil {
 		return 0
 	}
-	var info [104]byte
-	size := uint32(len(info))
-	n := 0
+	var info [256]byte
+	size, n := uint32(len(info)), 0
 	_ = raw.Control(func(fd uintptr) {
-		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, syscall.IPPROTO_TCP, tcpInfo,
+		_, _, errno := syscall.Syscall6(syscall.SYS_GETSOCKOPT, fd, level, option,
 			uintptr(unsafe.Pointer(&info[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel fills the buffer
-		if errno == 0 && size >= uint32(len(info)) {
-			n = int(*(*uint32)(unsafe.Pointer(&info[totalOffset]))) //nolint:gosec // aligned, inside the buffer
+		if errno == 0 && uintptr(size) >= offset+4 {
+			n = int(binary.NativeEndian.Uint32(info[offset:]))
 		}
 	})
 	return n

@@ -6,33 +6,15 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
 
+	"lash.internal/lash/agent/datapath/testnode"
 	"lash.internal/lash/bpf"
 )
-
-// bpffs is a BPF file system of the test's own.
-func bpffs(t *testing.T) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "bpf", "bpf", dir).CombinedOutput(); err != nil {
-		t.Skipf("cannot mount bpffs: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
-	return dir
-}
 
 func open(t *testing.T, root string, sizes map[string]uint32) *Set {
 	t.Helper()
@@ -56,7 +38,7 @@ func open(t *testing.T, root string, sizes map[string]uint32) *Set {
 
 // TestTableChangesItsSize keeps the table before until its flows have moved, and changes it once at a time.
 func TestTableChangesItsSize(t *testing.T) {
-	root := bpffs(t)
+	root := testnode.BPFFS(t)
 	small := map[string]uint32{"ct4": 1000}
 	first := open(t, root, small)
 	if first.Of("ct4").MaxEntries() != 1000 || len(first.Moving()) != 0 {
@@ -92,7 +74,7 @@ func TestTableChangesItsSize(t *testing.T) {
 
 // TestRevertGivesTheTableBack is an upgrade that fails: the programs of before go on with their table.
 func TestRevertGivesTheTableBack(t *testing.T) {
-	root := bpffs(t)
+	root := testnode.BPFFS(t)
 	first := open(t, root, map[string]uint32{"ct4": 1000})
 	flow := bpf.Ct4Key{A: 1, B: 2}
 	if err := first.Of("ct4").Put(flow, bpf.Ct4{}); err != nil {
@@ -114,7 +96,7 @@ func TestRevertGivesTheTableBack(t *testing.T) {
 
 // TestTableOfAnotherForm is refused, and nothing of it is lost.
 func TestTableOfAnotherForm(t *testing.T) {
-	root := bpffs(t)
+	root := testnode.BPFFS(t)
 	if err := os.MkdirAll(Dir(root), 0o700); err != nil {
 		t.Fatal(err)
 	}
