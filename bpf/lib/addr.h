@@ -79,10 +79,15 @@ __noinline int dst_resolve(u32 which)
 }
 
 /* Identity of a source address that no tunnel key and no device tells. */
-static __noinline u32 src_identity(struct pkt *p)
+__noinline u32 src_identity(void)
 {
-	const struct addr *a = addr_find(&p->t.saddr);
+	struct pkt *p = pkt_get();
+	const struct addr *a;
 	const struct cidr *c;
+
+	if (!p)
+		return ID_UNKNOWN;
+	a = addr_find(&p->t.saddr);
 
 	if (a) {
 		if (a->kind == ADDR_LOCAL_EP)

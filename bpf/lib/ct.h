@@ -56,7 +56,7 @@ static __inline int ct_key6(const struct tuple *t, u8 proto, struct ct6_key *k)
 /* A bucket may be held by a walker on this CPU for a moment: try again. */
 static __noinline int ct_insert4(const struct ct4_key *k, const struct ct4 *v, u64 how)
 {
-	long err = -1;
+	int err = -1; /* kernel 6.1 returns 32 bits */
 	int i;
 
 	for (i = 0; i < UPDATE_TRIES; i++) {
@@ -72,7 +72,7 @@ static __noinline int ct_insert4(const struct ct4_key *k, const struct ct4 *v, u
 
 static __noinline int ct_insert6(const struct ct6_key *k, const struct ct6 *v, u64 how)
 {
-	long err = -1;
+	int err = -1; /* kernel 6.1 returns 32 bits */
 	int i;
 
 	for (i = 0; i < UPDATE_TRIES; i++) {

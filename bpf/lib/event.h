@@ -8,7 +8,7 @@
 #define EVT_WAKE (64 << 10) /* wake the reader when so much is pending */
 #define BUDGET_PERIOD 954   /* 1 s in units of struct ct */
 
-static __noinline void count(u8 reason, u8 dir, u16 line, u8 file, u32 bytes)
+__noinline int count(u32 reason, u32 dir, u32 line, u32 file, u32 bytes)
 {
 	struct metrics_key k = { .reason = reason, .dir = dir, .line = line, .file = file };
 	struct metrics *m = bpf_map_lookup_elem(&metrics, &k);
@@ -21,6 +21,7 @@ static __noinline void count(u8 reason, u8 dir, u16 line, u8 file, u32 bytes)
 
 		bpf_map_update_elem(&metrics, &k, &first, BPF_NOEXIST);
 	}
+	return 0;
 }
 
 /* Takes one event from the budget of its kind; refills once a second. */

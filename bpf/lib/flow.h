@@ -115,7 +115,7 @@ static __inline u32 masq_device(struct __sk_buff *ctx, struct pkt *p)
 	int r;
 
 	p->t.daddr = p->x.daddr;
-	r = route_lookup(ctx, p, &p->t.saddr);
+	r = route_lookup(ctx);
 	p->t.daddr = keep;
 	if (r != BPF_FIB_LKUP_RET_SUCCESS && r != BPF_FIB_LKUP_RET_NO_NEIGH &&
 	    r != BPF_FIB_LKUP_RET_FRAG_NEEDED)

@@ -104,13 +104,16 @@ static __inline u32 wire_identity(u32 id)
 }
 
 /* Gives the packet a tunnel key for the node behind an index. */
-static __noinline int tunnel_key(struct __sk_buff *ctx, struct pkt *p, u32 index)
+__noinline int tunnel_key(struct __sk_buff *ctx, u32 index)
 {
 	struct bpf_tunnel_key key = {};
+	struct pkt *p = pkt_get();
 	const struct vtep *vt = bpf_map_lookup_elem(&vtep, &index);
 	u64 flags = BPF_F_ZERO_CSUM_TX;
 	u32 w[4];
 
+	if (!p)
+		return -DROP_INVALID_PACKET;
 	if (!vt || !index)
 		return DROP(p, FILE_FWD, DROP_NO_TUNNEL_ENDPOINT);
 	__builtin_memcpy(w, vt->ip, 16);
@@ -166,7 +169,7 @@ static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 	v = ttl_step(ctx, p);
 	if (v)
 		return v;
-	v = tunnel_key(ctx, p, index);
+	v = tunnel_key(ctx, index);
 	if (v)
 		return v;
 	p->how = FWD_TUNNEL;
@@ -175,20 +178,24 @@ static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 }
 
 /* Asks the kernel's routing. The result is of bpf_fib_lookup; oif and next hop are in p->fib. */
-static __noinline int route_lookup(struct __sk_buff *ctx, struct pkt *p, const union ip *src)
+__noinline int route_lookup(struct __sk_buff *ctx)
 {
-	struct bpf_fib_lookup *f = &p->fib;
+	struct pkt *p = pkt_get();
+	struct bpf_fib_lookup *f;
 
+	if (!p)
+		return BPF_FIB_LKUP_RET_NOT_FWDED;
+	f = &p->fib;
 	__builtin_memset(f, 0, sizeof(*f));
 	f->ifindex = ctx->ifindex;
 	f->l4_protocol = p->proto;
 	if (p->v6) {
 		f->family = AF_INET6;
-		__builtin_memcpy(f->ipv6_src, src, 16);
+		__builtin_memcpy(f->ipv6_src, &p->t.saddr, 16);
 		__builtin_memcpy(f->ipv6_dst, &p->t.daddr, 16);
 	} else {
 		f->family = AF_INET;
-		f->ipv4_src = src->w[3];
+		f->ipv4_src = p->t.saddr.w[3];
 		f->ipv4_dst = p->t.daddr.w[3];
 	}
 	return bpf_fib_lookup(ctx, f, sizeof(*f), BPF_FIB_LOOKUP_SKIP_NEIGH);
@@ -197,7 +204,7 @@ static __noinline int route_lookup(struct __sk_buff *ctx, struct pkt *p, const u
 /* Out of the node, by the kernel's routes. */
 static __inline int to_network(struct __sk_buff *ctx, struct pkt *p)
 {
-	int r = route_lookup(ctx, p, &p->t.saddr);
+	int r = route_lookup(ctx);
 	int v;
 
 	switch (r) {

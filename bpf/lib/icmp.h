@@ -13,7 +13,7 @@
 
 #define QUOTE_MAX 128 /* bytes of the packet that an error quotes, from its IP header on */
 
-static __noinline int tunnel_key(struct __sk_buff *ctx, struct pkt *p, u32 index);
+int tunnel_key(struct __sk_buff *ctx, u32 index);
 
 static __inline u16 csum_final(s64 sum)
 {
@@ -52,18 +52,21 @@ __noinline int csum_packet(struct __sk_buff *ctx, u32 off, u32 n)
 }
 
 /* Sends the packet back: to the pod it came from, or through the tunnel to the node. */
-static __inline int send_back(struct __sk_buff *ctx, struct pkt *p)
+__noinline int send_back(struct __sk_buff *ctx)
 {
+	struct pkt *p = pkt_get();
 	const struct addr *a;
 	u8 macs[12], back[12];
 	int v;
 
+	if (!p)
+		return -DROP_INVALID_PACKET;
 	if (p->hook == HOOK_OV_FROM) {
 		a = addr_find(&p->t.saddr);
 		if (!a || !a->vtep)
 			return V_EAT;
 		p->src_id = ID_HOST;
-		v = tunnel_key(ctx, p, a->vtep);
+		v = tunnel_key(ctx, a->vtep);
 		if (v)
 			return v;
 		p->how = FWD_TUNNEL;
@@ -119,7 +122,7 @@ static __inline int error4(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.csum = csum_final(sum);
 	if (bpf_skb_store_bytes(ctx, ETH_LEN, &h, sizeof(h), 0))
 		return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
-	return send_back(ctx, p);
+	return send_back(ctx);
 }
 
 static __inline int error6(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 code, u32 mtu)
@@ -156,7 +159,7 @@ static __inline int error6(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.csum = csum_final(sum);
 	if (bpf_skb_store_bytes(ctx, ETH_LEN, &h, sizeof(h), 0))
 		return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
-	return send_back(ctx, p);
+	return send_back(ctx);
 }
 
 /*
@@ -254,7 +257,7 @@ __noinline int tcp_reset(struct __sk_buff *ctx)
 	out.csum = csum_final(sum);
 	if (bpf_skb_store_bytes(ctx, l4, &out, sizeof(out), 0))
 		return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
-	return send_back(ctx, p);
+	return send_back(ctx);
 }
 
 /* Refuses a packet to a Service that has nothing behind it: reset or port unreachable. */

@@ -58,10 +58,15 @@ static __inline int put_addrs(struct __sk_buff *ctx, struct pkt *p, const struct
 	return V_NEXT;
 }
 
-static __inline int put_port(struct __sk_buff *ctx, struct pkt *p, u32 off, __be16 from, __be16 to)
+__noinline int put_port(struct __sk_buff *ctx, u32 off, u32 from, u32 new)
 {
-	u64 flags = 2 | (p->proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
+	struct pkt *p = pkt_get();
+	__be16 to = new;
+	u64 flags;
 
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	flags = 2 | (p->proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
 	if (bpf_l4_csum_replace(ctx, p->l4 + l4_csum_off(p), from, to, flags))
 		return DROP(p, FILE_NAT, DROP_CSUM_L4);
 	if (bpf_skb_store_bytes(ctx, p->l4 + off, &to, 2, 0))
@@ -93,19 +98,19 @@ __noinline int nat_rewrite(struct __sk_buff *ctx)
 		case PROTO_TCP:
 		case PROTO_UDP:
 			if (p->t.sport != p->x.sport) {
-				v = put_port(ctx, p, 0, p->t.sport, p->x.sport);
+				v = put_port(ctx, 0, p->t.sport, p->x.sport);
 				if (v)
 					return v;
 			}
 			if (p->t.dport != p->x.dport) {
-				v = put_port(ctx, p, 2, p->t.dport, p->x.dport);
+				v = put_port(ctx, 2, p->t.dport, p->x.dport);
 				if (v)
 					return v;
 			}
 			break;
 		case PROTO_ICMP:
 		case PROTO_ICMP6:
-			v = put_port(ctx, p, 4, echo_id(&p->t), echo_id(&p->x));
+			v = put_port(ctx, 4, echo_id(&p->t), echo_id(&p->x));
 			if (v)
 				return v;
 			break;

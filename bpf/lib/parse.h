@@ -69,10 +69,15 @@ static __inline void echo_ports(struct pkt *p, u8 type, __be16 id)
 }
 
 /* Ports, TCP flags, ICMP type and id. */
-static __inline int parse_l4(struct __sk_buff *ctx, struct pkt *p)
+__noinline int parse_l4(struct __sk_buff *ctx)
 {
+	struct pkt *p = pkt_get();
 	u8 b[16] = {};
-	u32 off = p->l4;
+	u32 off;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	off = p->l4;
 
 	switch (p->proto) {
 	case PROTO_TCP:
@@ -128,7 +133,7 @@ static __inline int parse4(struct __sk_buff *ctx, struct pkt *p)
 		if (p->frag == FRAG_LATER)
 			return V_NEXT;
 	}
-	return parse_l4(ctx, p);
+	return parse_l4(ctx);
 }
 
 /* Walks extension headers up to the transport header. */
@@ -202,7 +207,7 @@ static __inline int parse6(struct __sk_buff *ctx, struct pkt *p)
 	}
 	if (p->frag == FRAG_LATER)
 		return V_NEXT;
-	return parse_l4(ctx, p);
+	return parse_l4(ctx);
 }
 
 /* Starts a packet. V_PASS: neither IPv4 nor IPv6, or a family that pods do not have. */

@@ -104,7 +104,7 @@ int ct_expire(struct gc_expire *arg)
 	static __noinline void NAME(struct gc_item *it)                                            \
 	{                                                                                          \
 		const struct OLD *old;                                                             \
-		long err;                                                                          \
+		int err; /* kernel 6.1 returns 32 bits */                                          \
 		KEY key;                                                                           \
 		VALUE v;                                                                           \
                                                                                                    \

@@ -103,7 +103,7 @@ static __inline int to_local_pod(struct __sk_buff *ctx)
 		return V_PASS;
 	if (ip_is_multicast(p, &p->t.daddr))
 		return V_PASS;
-	p->src_id = src_identity(p);
+	p->src_id = src_identity();
 	return flow(ctx);
 }
 
@@ -161,13 +161,13 @@ static __inline int to_overlay(struct __sk_buff *ctx)
 		return v;
 	if (ip_is_multicast(p, &p->t.daddr) || (p->v6 && ip6_is_link_local(&p->t.saddr)))
 		return V_EAT;
-	p->src_id = src_identity(p);
+	p->src_id = src_identity();
 	v = flow(ctx);
 	if (v != V_FWD)
 		return v;
 	if (p->dst_kind != ADDR_REMOTE_EP && p->dst_kind != ADDR_REMOTE_NODE)
 		return DROP(p, FILE_TC, DROP_NO_TUNNEL_ENDPOINT);
-	v = tunnel_key(ctx, p, p->dst_vtep);
+	v = tunnel_key(ctx, p->dst_vtep);
 	return v ? v : V_FWD;
 }
 
@@ -200,7 +200,7 @@ static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
 			return V_PASS;
 	}
 	if (p->icmp_err) {
-		p->src_id = src_identity(p);
+		p->src_id = src_identity();
 		v = related(ctx);
 		if (v || p->dst_kind != ADDR_LOCAL_EP)
 			return V_PASS;
@@ -208,7 +208,7 @@ static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
 	}
 	if (ct_lookup() != CT_HIT || !p->xlate)
 		return V_PASS;
-	p->src_id = src_identity(p);
+	p->src_id = src_identity();
 	v = nat_rewrite(ctx);
 	if (v)
 		return v;
@@ -233,7 +233,7 @@ static __inline int from_network(struct __sk_buff *ctx)
 		return may_be_reply(p) ? masq_reply(ctx, p) : V_PASS;
 	if (p->dst_kind != ADDR_LOCAL_EP || !p->dst_ifindex)
 		return V_PASS;
-	p->src_id = src_identity(p);
+	p->src_id = src_identity();
 	return flow(ctx);
 }
 

@@ -242,9 +242,11 @@ func ms(us int64) float64 { return float64(us) / 1000 }
 // during runs an event under load.
 func (b *crashBed) during(t *testing.T, name string, event func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) {
+		defer func(outer *testing.T) { b.t = outer }(b.t)
+		b.t = t
 		l := b.start(t)
+		defer l.stop(b.paths) // also when the event has failed
 		event(t)
-		l.stop(b.paths)
 	})
 }
 
@@ -337,7 +339,7 @@ func (b *crashBed) events(t *testing.T, kills int, away time.Duration) {
 	})
 	b.during(t, "foreign program on the same hooks", func(t *testing.T) {
 		b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc qdisc add dev $d clsact 2>/dev/null || true
-tc filter add dev $d ingress prio 7 protocol all matchall action ok; done`)
+tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 4294967295' flowid 1:1; done`)
 		b.kill(t, b.b)
 		b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc filter del dev $d ingress prio 7; done`)
 	})
