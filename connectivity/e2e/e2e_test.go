@@ -165,6 +165,7 @@ func TestLifeWithoutKubeProxy(t *testing.T) {
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 	t.Run("faults are named", c.faults)
 	t.Run("agents restart under traffic", c.restart)
+	t.Run("a start with nothing changed", c.nothingChanged)
 	t.Run("second network", c.secondNetwork)
 	t.Run("first packets of new pods", c.firstPackets)
 	t.Run("broken image", c.brokenImage)
