@@ -30,6 +30,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -116,7 +117,9 @@ type Attacher struct {
 	hold     bool
 	both     bool // the other back end has programs of ours
 	graced   bool // and a grace period has passed since the programs were told
-	had      map[any]bool
+	held     map[Hook]Program
+	sockets  map[string]Program
+	had      map[any]bool // hooks that had a program since the agent runs
 	state    State
 }
 
@@ -328,14 +331,10 @@ func (t hooks) Load(context.Context) (map[Hook]Program, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.state.Behind = 0
-	for h, p := range out {
+	for h := range out {
 		t.had[h] = true
-		if p.Generation != t.programs.Hash {
-			t.state.Behind++
-		}
 	}
-	t.state.Hooks, t.state.LastAudit = len(out), time.Now()
+	t.held, t.state.LastAudit = maps.Clone(out), time.Now()
 	t.state.Audits++
 	return out, nil
 }
@@ -359,10 +358,17 @@ func (t hooks) Set(_ context.Context, h Hook, p Program) error {
 		t.gracePeriod()
 	}
 	fresh, err := t.main.put(h, prog, p.Name)
-	if err == nil {
-		t.attached(h, fresh)
+	if err != nil {
+		return err
 	}
-	return err
+	t.attached(h, fresh)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.held == nil {
+		t.held = map[Hook]Program{}
+	}
+	t.held[h] = p
+	return nil
 }
 
 // Delete takes the program of ours off a hook.
@@ -371,6 +377,7 @@ func (t hooks) Delete(_ context.Context, h Hook) error {
 	defer t.io.Unlock()
 	t.mu.Lock()
 	delete(t.had, h)
+	delete(t.held, h)
 	both := t.both
 	t.mu.Unlock()
 	err := t.main.remove(h)

@@ -194,6 +194,9 @@ func TestDeviceHooksOverRestartAndUpgrade(t *testing.T) {
 			p3, _ := load(t, root, cfg, "")
 			a = attacher(t, root, p3, useTCX)
 			old := mustLoad(t, a)
+			if st := a.State(); st.Hooks != 2 || st.Behind != 2 {
+				t.Errorf("state before the upgrade %+v", st)
+			}
 			if old[in] != (Program{"pod_from", p1.Hash}) || !a.Satisfies(old[in], a.Of("pod_from")) || a.Satisfies(old[in], a.Of("pod_to")) {
 				t.Errorf("a program of the old generation shows as %v", old[in])
 			}
@@ -206,7 +209,7 @@ func TestDeviceHooksOverRestartAndUpgrade(t *testing.T) {
 			if len(after) != 1 || after[0] == before[0] {
 				t.Errorf("programs %v before and %v after the upgrade, want one other", before, after)
 			}
-			if st := a.State(); st.Repairs != 0 || st.Handover {
+			if st := a.State(); st.Repairs != 0 || st.Handover || st.Hooks != 2 || st.Behind != 0 {
 				t.Errorf("state after an upgrade %+v", st)
 			}
 			if err := p3.Retire(); err != nil {

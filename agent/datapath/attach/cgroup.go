@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -71,7 +72,7 @@ func (c cgroup) Load(context.Context) (map[string]Program, error) {
 	for name := range out {
 		c.had[name] = true
 	}
-	c.state.Sockets = len(out)
+	c.sockets = maps.Clone(out)
 	return out, nil
 }
 
@@ -112,6 +113,12 @@ func (c cgroup) Set(_ context.Context, key string, p Program) error {
 		return err
 	}
 	c.attached(key, true)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sockets == nil {
+		c.sockets = map[string]Program{}
+	}
+	c.sockets[key] = p
 	return nil
 }
 
@@ -119,6 +126,7 @@ func (c cgroup) Set(_ context.Context, key string, p Program) error {
 func (c cgroup) Delete(_ context.Context, key string) error {
 	c.mu.Lock()
 	delete(c.had, key)
+	delete(c.sockets, key)
 	c.mu.Unlock()
 	return detach(c.pin(key))
 }

@@ -42,6 +42,12 @@ func (a *Attacher) State() State {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.state
+	s.Hooks, s.Sockets = len(a.held), len(a.sockets)
+	for _, p := range a.held {
+		if p.Generation != a.programs.Hash {
+			s.Behind++
+		}
+	}
 	s.Mode, s.Generation, s.Handover, s.Twins = a.mode(), a.programs.Hash, a.both, slices.Clone(s.Twins)
 	s.Unpinned = slices.Clone(s.Unpinned)
 	return s
