@@ -168,7 +168,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.ready(); err != nil {
 		return err
 	}
-	background("upgrade", a.settle)
+	background("upgrade", func(ctx context.Context) error { return a.settle(ctx, probation, attach.AuditInterval) })
 	<-ctx.Done()
 	return cause(ctx, nil)
 }

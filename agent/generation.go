@@ -44,13 +44,13 @@ func (a *Agent) syncHooks(ctx context.Context) error {
 
 // settle ends an upgrade: when the time of probation is over and every hook runs the new generation,
 // the old one is forgotten; if some could not be brought to it, all go back.
-func (a *Agent) settle(ctx context.Context) error {
+func (a *Agent) settle(ctx context.Context, probation, interval time.Duration) error {
 	k := a.kernel
 	over := time.Now().Add(probation)
 	if k.choice.Previous == nil {
 		over = time.Now() // there is nothing to go back to
 	}
-	tick := time.NewTicker(attach.AuditInterval)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		st := k.attach.State()
@@ -60,10 +60,18 @@ func (a *Agent) settle(ctx context.Context) error {
 				a.log.Warn("programs of ours are attached both by tcx and by cls_bpf", "error", err)
 			}
 		case time.Now().Before(over):
-		case st.Behind > 0 && k.choice.Previous != nil:
+		case st.Behind > 0 && k.choice.CanRollBack():
 			a.rollBack(ctx, st)
+		case st.Behind > 0 && k.choice.Previous != nil:
+			// Back is no way: the maps of the old generation are kept no more.
+			k.setProblem(fmt.Errorf("%d of %d hooks could not be brought to generation %s and run %s, over maps of before",
+				st.Behind, st.Hooks, st.Generation, k.choice.Previous.Hash))
 		default:
+			k.setProblem(k.choice.Problem)
 			a.retire()
+			if k.choice.Problem != nil {
+				return nil // the programs of before go on writing into the tables of before
+			}
 			return a.moveFlows(ctx)
 		}
 		select {
@@ -80,9 +88,7 @@ func (a *Agent) rollBack(ctx context.Context, st attach.State) {
 	why := fmt.Errorf("%d of %d hooks could not be brought to generation %s, all are back at %s", st.Behind, st.Hooks, st.Generation, k.choice.Previous.Hash)
 	k.choice.RollBack(why)
 	a.log.Error("upgrade of the programs failed", "error", why)
-	k.mu.Lock()
-	k.problem = why
-	k.mu.Unlock()
+	k.setProblem(why)
 	k.note()
 	k.attach.Use(k.choice.Programs)
 	if err := a.syncHooks(ctx); err != nil && ctx.Err() == nil {

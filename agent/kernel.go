@@ -221,6 +221,12 @@ func (k *kernel) runCfg(element uint32) (bpf.RunCfg, bool) {
 	return c, element == 0
 }
 
+func (k *kernel) setProblem(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.problem = err
+}
+
 // trouble is what is wrong with the datapath though the node is served.
 func (k *kernel) trouble() []string {
 	k.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -152,6 +153,21 @@ func TestAttached(t *testing.T) {
 	}
 }
 
+// roomy gives a socket a buffer that a busy machine does not fill.
+func roomy(socket any) error {
+	c, ok := socket.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("%T is no socket", socket)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) })
+	return errors.Join(err, serr)
+}
+
 // stream is datagrams with numbers that an echo server sends back, one a millisecond.
 type stream struct {
 	name string
@@ -168,8 +184,10 @@ func (n *namespace) stream(name string, to netip.Addr) *stream {
 	s := &stream{name: name, back: map[uint32]int{}, stop: make(chan struct{})}
 	n.must(func() error {
 		var err error
-		s.conn, err = net.Dial("udp", netip.AddrPortFrom(to, echoPort).String())
-		return err
+		if s.conn, err = net.Dial("udp", netip.AddrPortFrom(to, echoPort).String()); err != nil {
+			return err
+		}
+		return roomy(s.conn)
 	})
 	s.wg.Go(func() {
 		tick := time.NewTicker(time.Millisecond)

@@ -38,8 +38,10 @@ func (n *namespace) serve(at netip.Addr) {
 		if l, err = net.Listen("tcp", listen); err != nil {
 			return err
 		}
-		u, err = net.ListenPacket("udp", listen)
-		return err
+		if u, err = net.ListenPacket("udp", listen); err != nil {
+			return err
+		}
+		return roomy(u)
 	})
 	n.t.Cleanup(func() { l.Close(); u.Close() })
 	go func() {

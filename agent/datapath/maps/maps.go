@@ -142,6 +142,12 @@ func (s *Set) Commit() error {
 	return err
 }
 
+// Diverged says whether programs of before run over maps that are no longer in their place.
+func (s *Set) Diverged() bool {
+	old, _ := filepath.Glob(filepath.Join(s.dir, "*"+replaced)) // the pattern is valid
+	return len(old) > 0 || len(s.Replaced) > 0 || len(s.Moving()) > 0
+}
+
 // Revert puts the maps that were replaced back into their place, as programs of before are to go on
 // with them, and closes the set.
 func (s *Set) Revert() error {

@@ -56,6 +56,40 @@ func New(t *testing.T) string {
 	return root
 }
 
+// Go runs f in a goroutine that has the namespaces of the caller, and returns a channel that closes
+// when it is done.
+func Go(t *testing.T, f func()) <-chan struct{} {
+	t.Helper()
+	var spaces []int
+	for _, kind := range []string{"mnt", "net"} {
+		fd, err := unix.Open("/proc/thread-self/ns/"+kind, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spaces = append(spaces, fd)
+	}
+	done, there := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_FS)
+		for _, fd := range spaces {
+			if err == nil {
+				err = unix.Setns(fd, 0)
+			}
+			unix.Close(fd)
+		}
+		there <- err
+		if err == nil {
+			f()
+		}
+	}()
+	if err := <-there; err != nil {
+		t.Fatalf("namespaces of the test: %v", err)
+	}
+	return done
+}
+
 // Veth makes a pair of devices, name and p<name>, and returns the index of the first.
 func Veth(t *testing.T, name string) int {
 	t.Helper()

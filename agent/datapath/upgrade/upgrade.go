@@ -149,6 +149,10 @@ func (c *Choice) Known() map[string][]ebpf.ProgramID {
 	return out
 }
 
+// CanRollBack says whether there is a generation to go back to: it must run over the maps that this
+// version keeps.
+func (c *Choice) CanRollBack() bool { return c.Previous != nil && !c.maps.Diverged() }
+
 // RollBack makes the generation that served the node before the one to run again.
 func (c *Choice) RollBack(why error) {
 	c.failed = c.Programs
