@@ -12,7 +12,7 @@ NAME       ?= dev
 PAYLOAD    := install/image/payload
 LDFLAGS    := -s -w -X lash.internal/lash/agent/api.Version=$(VERSION)
 STATIC     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
-GO_SOURCES := $(shell find cmd install status connectivity agent bpf chart -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+GO_SOURCES := $(shell find cmd install status connectivity perf agent bpf chart -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 EMBEDDED   := $(shell find chart bpf connectivity -type f \( -name '*.yaml' -o -name '*.tpl' -o -name '*.json' -o -name '*.o' -o -name '*.mod' -o -name '*.sum' \) 2>/dev/null)
 
 # Debian packages by the command or file that shows that they are there.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command lash-agent is everything that runs inside the cluster: the agent, the operator, the
-// commands in the agent's pod, the init steps of a node, and both ends of the connectivity test.
+// commands in the agent's pod, the init steps of a node, and both ends of the connectivity test and
+// of measurements.
 // Which of them it is depends on the name that it is called by, or else on its first argument.
 package main
 
@@ -45,6 +46,7 @@ const usage = `usage: lash-agent COMMAND
   echo       server of the connectivity test
   probe      client of the connectivity test
   soak       a steady load over one path, with what it lost
+  perf       server and client of measurements
   version    print the version
 `
 
@@ -73,6 +75,8 @@ func run(ctx context.Context, name string, args []string) int {
 		return exit(err)
 	case "soak":
 		return exit(probe.SoakCommand(ctx, args, os.Stdin, os.Stdout, os.Stderr))
+	case "perf":
+		return pod.PerfMain(ctx, pod.OS(name, args))
 	case "version", "--version":
 		fmt.Printf("lash-agent %s (Cilium %s)\n", api.Version, api.CiliumVersion)
 		return 0

@@ -22,6 +22,14 @@ func (o *output) bind(c *cobra.Command) {
 	c.Flags().StringVarP((*string)(o), "output", "o", "", "json| yaml| jsonpath='{...}'")
 }
 
+// check says what is wrong with the flag, for commands that take long before they print.
+func (o output) check() error {
+	if o == "" || o == "json" || o == "yaml" || strings.HasPrefix(string(o), "jsonpath") {
+		return nil
+	}
+	return fmt.Errorf("invalid output %q: want json, yaml or jsonpath='{...}'", string(o))
+}
+
 // print writes v in the chosen form and says whether it did; text is left to the caller.
 func (o output) print(w io.Writer, v any) (bool, error) {
 	switch {
@@ -42,7 +50,7 @@ func (o output) print(w io.Writer, v any) (bool, error) {
 	case strings.HasPrefix(string(o), "jsonpath"):
 		return true, printJSONPath(w, strings.TrimPrefix(strings.TrimPrefix(string(o), "jsonpath"), "="), v)
 	}
-	return true, fmt.Errorf("invalid output %q: want json, yaml or jsonpath='{...}'", string(o))
+	return true, o.check()
 }
 
 func printJSONPath(w io.Writer, template string, v any) error {
