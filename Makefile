@@ -98,6 +98,16 @@ test: deps build ## What CI runs: vet, and all tests, those on network namespace
 test-cluster: deps build ## The local cluster's own tests: create, delete, crash half way
 	LASH_E2E=1 go test -count=1 -timeout 24m ./connectivity/cluster/
 
+ROUNDS   ?= 10
+DURATION ?= 2s
+FAMILY   ?= ipv4
+BENCH    ?=
+
+.PHONY: bench
+bench: deps build ## Measure beside bare paths, write BENCHMARKS.md; ROUNDS=10 DURATION=2s PATHS= TESTS= FAMILY=ipv4 BENCH='more flags'
+	CGO_ENABLED=0 go build -o bin/lash-bench ./cmd/lash-bench
+	bin/lash-bench --rounds $(ROUNDS) --duration $(DURATION) --family $(FAMILY) $(if $(PATHS),--groups $(PATHS)) $(if $(TESTS),--tests $(TESTS)) $(BENCH)
+
 .PHONY: race
 race: deps ## The Go tests under the race detector
 	go test -race -timeout 30m ./...

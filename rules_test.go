@@ -143,6 +143,11 @@ func TestDependencyRule(t *testing.T) {
 			},
 		},
 		{
+			"what runs in pods links no bench",
+			func(p string) bool { return under(p, "cmd/pod", "cmd/lash-agent", "perf/netperf", "perf/stats") },
+			func(im string) bool { return ours(im, "perf/bench", "perf/lab", "connectivity/cluster") },
+		},
+		{
 			"only install and chart import helm (cmd/cli reads its value flags)",
 			func(p string) bool { return !under(p, "install", "chart", "cmd/cli") },
 			func(im string) bool { return strings.HasPrefix(im, "helm.sh/helm") },

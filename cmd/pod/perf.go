@@ -125,6 +125,7 @@ func newPerfClient(w World) *cobra.Command {
 	f.IntVar(&o.ServerCPU, "server-cpu", -1, "processor that the server is to run the test on (default: any)")
 	f.StringVar(&o.Congestion, "congestion", "", "congestion control of both sides (default: the kernels')")
 	f.StringVar(&o.Passphrase, "passphrase", "", "what the server wants first")
+	f.DurationVar(&o.Settle, "settle", 0, "time to do nothing first, so that the start of this program is over")
 	out.bind(c)
 	return c
 }
@@ -161,6 +162,7 @@ func printPerf(w io.Writer, r *netperf.Result) error {
 	if r.Lost > 0 {
 		row("Lost", "%d datagrams without an answer", r.Lost)
 	}
+	row("Processor pressure, steal", "%.1f %%, %.1f %%", 100*max(r.Noise.Pressure, 0), 100*r.Noise.Steal)
 	for _, name := range slices.Sorted(maps.Keys(r.Counters)) {
 		row(name, "%d", r.Counters[name])
 	}

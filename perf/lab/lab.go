@@ -35,7 +35,6 @@ type Options struct {
 type Lab struct {
 	o       Options
 	spaces  map[string]*space
-	order   []string
 	daemons []*daemon
 }
 

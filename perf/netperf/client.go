@@ -36,6 +36,8 @@ type Options struct {
 	Congestion string
 	// Passphrase is sent first when it is not empty.
 	Passphrase string
+	// Settle is how long to do nothing first, so that what it took to start this process is over.
+	Settle time.Duration
 }
 
 // Result is what a measurement gave. Rates are per second, latencies microseconds.
@@ -67,6 +69,8 @@ type Result struct {
 	Congestion   string `json:"congestion,omitempty"`
 	// Counters are the TCP counters of the network namespace that tell of trouble, as far as they grew.
 	Counters map[string]int64 `json:"counters,omitempty"`
+	// Noise is what went on on the machine during the test, the test included.
+	Noise stats.Noise `json:"noise"`
 	// ServerSaw is how many transactions or bytes the server counted.
 	ServerSaw uint64 `json:"serverSaw"`
 }
@@ -136,6 +140,13 @@ func (o *Options) request() Request {
 func Measure(ctx context.Context, o Options) (Result, error) {
 	if err := o.complete(); err != nil {
 		return Result{}, err
+	}
+	if o.Settle > 0 {
+		select {
+		case <-time.After(o.Settle):
+		case <-ctx.Done():
+			return Result{}, context.Cause(ctx)
+		}
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", o.Server.String())
@@ -227,6 +238,7 @@ type client struct {
 	sendSize  int
 	seen      connection
 	counters  map[string]int64
+	noise     stats.Noise
 }
 
 // Local ports that TCP_CRR goes round in, as netperf does.
@@ -259,6 +271,10 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
+	from, err := stats.ReadClock()
+	if err != nil {
+		return err
+	}
 	late := time.AfterFunc(c.o.Length+grace, c.cable.cut)
 	defer late.Stop()
 	switch c.o.Test {
@@ -280,6 +296,11 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
+	to, err := stats.ReadClock()
+	if err != nil {
+		return err
+	}
+	c.noise = from.To(to)
 	after, err := readCounters()
 	c.counters = after.since(before)
 	return err
@@ -506,7 +527,7 @@ func (c *client) result(saw *Results) Result {
 		Server:     netip.AddrPortFrom(c.server.ip(), c.server.port()),
 		Client:     netip.AddrPortFrom(c.local.ip(), c.local.port()),
 		PortsTaken: c.taken, Lost: c.lost, PathMTU: c.seen.MTU, MSS: c.seen.MSS, Congestion: c.seen.Congestion,
-		Retransmits: int(c.counters["RetransSegs"]), Counters: c.counters,
+		Retransmits: int(c.counters["RetransSegs"]), Counters: c.counters, Noise: c.noise,
 	}
 	if c.o.Test.Transactions() {
 		r.RequestSize, r.ResponseSize = c.o.RequestSize, c.o.ResponseSize

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command lash-bench is `make bench`: it measures Lash beside bare paths in clusters of its own, and
+// writes BENCHMARKS.md and a file with every sample. It belongs to the repository, not to the product.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"lash.internal/lash/perf/bench"
+	"lash.internal/lash/perf/netperf"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error: "+err.Error())
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) error {
+	if len(args) == 1 && args[0] == "cni" {
+		return bench.ServeCNIJob(ctx, in, out) // the part of the bench that runs inside a node
+	}
+	o := bench.Options{Command: "make bench"}
+	fs := flag.NewFlagSet("lash-bench", flag.ContinueOnError)
+	fs.SetOutput(errOut)
+	var groups, tests, family, results, report, render string
+	var maxLoad float64
+	fs.StringVar(&o.Name, "name", "bench", "name of the clusters; one of that name that is there is deleted")
+	fs.StringVar(&o.Bin, "bin", "bin", "folder of lash, lash-agent and lash-cni")
+	fs.IntVar(&o.Rounds, "rounds", 10, "undisturbed rounds to measure")
+	fs.DurationVar(&o.Length, "duration", 2*time.Second, "time of one sample, in whole seconds")
+	fs.IntVar(&o.ClientCPU, "client-cpu", 0, "processor to bind clients to")
+	fs.IntVar(&o.ServerCPU, "server-cpu", 1, "processor to bind servers to; that of clients makes a ratio one of processor time")
+	fs.IntVar(&o.Starts, "starts", 10, "agents to start, with programs in place and on a clean node")
+	fs.DurationVar(&o.Idle, "idle", time.Minute, "time to watch the idle agent for, 0: not")
+	fs.StringVar(&groups, "groups", "", "groups of paths, with commas (default: all)")
+	fs.StringVar(&tests, "tests", "", "tests, with commas (default: TCP_RR,TCP_CRR,TCP_STREAM)")
+	fs.StringVar(&family, "family", "ipv4", "ipv4 or ipv6")
+	fs.StringVar(&results, "results", "perf/results", "folder for the file with every sample")
+	fs.StringVar(&report, "report", "BENCHMARKS.md", "file to write the report to")
+	fs.StringVar(&render, "render", "", "measure nothing, write the report of this result file again")
+	fs.Float64Var(&maxLoad, "max-load", 1, "refuse to begin above this load average, 0: never")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("no argument %q is known", fs.Arg(0))
+	}
+	if render != "" {
+		return renderFile(render, report)
+	}
+	switch family {
+	case "ipv4":
+	case "ipv6":
+		o.IPv6 = true
+	default:
+		return fmt.Errorf("family %q: use ipv4 or ipv6", family)
+	}
+	o.Groups = list(groups)
+	o.Tests = bench.DefaultTests
+	if tests != "" {
+		o.Tests = nil
+		for _, t := range list(tests) {
+			o.Tests = append(o.Tests, netperf.Test(strings.ToUpper(t)))
+		}
+	}
+	if load, err := bench.Load(); err != nil {
+		return err
+	} else if maxLoad > 0 && load > maxLoad {
+		return fmt.Errorf("the load average is %.2f: the machine is at work on something else; wait, or give --max-load 0 and get disturbed figures", load)
+	}
+	if len(args) > 0 {
+		o.Command += " (" + strings.Join(args, " ") + ")"
+	}
+	var err error
+	if o.Self, err = os.Executable(); err != nil {
+		return fmt.Errorf("own path: %w", err)
+	}
+	if o.Bin, err = filepath.Abs(o.Bin); err != nil {
+		return fmt.Errorf("folder of programs: %w", err)
+	}
+	start := time.Now()
+	o.Say = func(format string, args ...any) {
+		fmt.Fprintf(errOut, "[%6.1fs] %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+	}
+	return measure(ctx, o, results, report)
+}
+
+// measure runs the bench. The file with the samples grows while it does; the report is written at the end.
+func measure(ctx context.Context, o bench.Options, results, report string) error {
+	if err := os.MkdirAll(results, 0o755); err != nil {
+		return fmt.Errorf("folder of results: %w", err)
+	}
+	path := filepath.Join(results, time.Now().UTC().Format("2006-01-02T1504")+".jsonl")
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("file of results: %w", err)
+	}
+	o.Records = f
+	records, err := bench.Run(ctx, o)
+	if cerr := f.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("file of results: %w", cerr)
+	}
+	if err != nil {
+		return fmt.Errorf("%w\nwhat was measured before is in %s", err, path)
+	}
+	text, err := bench.Report(records, path)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(report, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	o.Say("wrote %s and %s", report, path)
+	return nil
+}
+
+func renderFile(results, report string) error {
+	f, err := os.Open(results)
+	if err != nil {
+		return fmt.Errorf("file of results: %w", err)
+	}
+	defer f.Close()
+	records, err := bench.ReadRecords(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", results, err)
+	}
+	text, err := bench.Report(records, results)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(report, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}
+
+func list(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, ",")
+}
