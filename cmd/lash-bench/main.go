@@ -46,6 +46,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	fs.StringVar(&o.Name, "name", "bench", "name of the clusters; one of that name that is there is deleted")
 	fs.StringVar(&o.Bin, "bin", "bin", "folder of lash, lash-agent and lash-cni")
 	fs.IntVar(&o.Rounds, "rounds", 10, "undisturbed rounds to measure")
+	fs.IntVar(&o.Attempts, "attempts", 0, "rounds at most when some are disturbed (default: twice as many as --rounds)")
+	fs.DurationVar(&o.Patience, "patience", 30*time.Second, "time to wait for a quiet machine before a round")
 	fs.DurationVar(&o.Length, "duration", 2*time.Second, "time of one sample, in whole seconds")
 	fs.IntVar(&o.ClientCPU, "client-cpu", 0, "processor to bind clients to")
 	fs.IntVar(&o.ServerCPU, "server-cpu", 1, "processor to bind servers to; that of clients makes a ratio one of processor time")
@@ -54,6 +56,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	fs.StringVar(&groups, "groups", "", "groups of paths, with commas (default: all)")
 	fs.StringVar(&tests, "tests", "", "tests, with commas (default: TCP_RR,TCP_CRR,TCP_STREAM)")
 	fs.StringVar(&family, "family", "ipv4", "ipv4 or ipv6")
+	fs.StringVar(&o.Netperf, "netperf", "", "folder of the real netperf and netserver, to compare the measuring program with (default: PATH)")
 	fs.StringVar(&results, "results", "perf/results", "folder for the file with every sample")
 	fs.StringVar(&report, "report", "BENCHMARKS.md", "file to write the report to")
 	fs.StringVar(&render, "render", "", "measure nothing, write the report of this result file again")
@@ -73,6 +76,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		o.IPv6 = true
 	default:
 		return fmt.Errorf("family %q: use ipv4 or ipv6", family)
+	}
+	if o.Attempts == 0 {
+		o.Attempts = 2 * o.Rounds
 	}
 	o.Groups = list(groups)
 	o.Tests = bench.DefaultTests

@@ -29,11 +29,17 @@ type Options struct {
 	Tests  []netperf.Test
 	IPv6   bool
 	Rounds int
-	Length time.Duration // of a sample, whole seconds
+	// Attempts is how many rounds there may be when some are disturbed, Patience how long to wait for a
+	// quiet machine before a round.
+	Attempts int
+	Patience time.Duration
+	Length   time.Duration // of a sample, whole seconds
 	// ClientCPU and ServerCPU are the processors that the two sides are bound to.
 	ClientCPU, ServerCPU int
 	Starts               int           // of the agent, adopted and clean
 	Idle                 time.Duration // for which the idle agent is watched
+	// Netperf is the folder of the real netperf, to compare the measuring program with; empty means PATH.
+	Netperf string
 	// Command is what the user typed, for the report.
 	Command string
 	// Records gets a line for each record.
@@ -59,6 +65,8 @@ type run struct {
 	all    []Record
 	image  string // file
 	dir    string // temporary
+	// compared says that the measuring program has been set beside the original.
+	compared bool
 }
 
 // Run measures everything that the options ask for and returns the records.
@@ -233,6 +241,13 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 			o.TunnelMTU = first.PathMTU
 		}
 	}
+	tool, err := findOriginal(b.o.Netperf)
+	if err != nil && b.o.Netperf != "" {
+		return err
+	}
+	if tool != nil {
+		o.Second = tool.serverArgs()
+	}
 	b.say("building the bare paths; MTU %d on a node, %d between nodes, %d in the tunnel", o.LocalMTU, o.RemoteMTU, o.TunnelMTU)
 	l, err := lab.New(ctx, o)
 	if err != nil {
@@ -240,6 +255,16 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 	}
 	defer l.Close()
 	var courses []*course
+	switch {
+	case b.compared:
+	case tool == nil:
+		if err := b.record(Record{Skipped: &Skipped{What: toolGroup.Title, Why: "there is no netperf in PATH"}}); err != nil {
+			return err
+		}
+	default:
+		courses = b.compare(l, tool, agent)
+	}
+	b.compared = true
 	for _, test := range b.o.Tests {
 		for _, g := range groups {
 			c := &course{group: g.Name, test: test}
@@ -254,7 +279,11 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 			courses = append(courses, c)
 		}
 	}
-	if err := rounds(ctx, courses, b.o.Rounds, func(s Sample) error { return b.record(Record{Sample: &s}) }, b.say); err != nil {
+	f := &field{
+		want: b.o.Rounds, attempts: max(b.o.Attempts, b.o.Rounds), patience: b.o.Patience, pressure: watchPressure,
+		record: func(s Sample) error { return b.record(Record{Sample: &s}) }, say: b.say,
+	}
+	if err := f.run(ctx, courses); err != nil {
 		return err
 	}
 	for _, n := range lab.PlainNodes {
@@ -263,6 +292,23 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 		}
 	}
 	return nil
+}
+
+// compare makes the courses of our program and the original on the veth pair.
+func (b *run) compare(l *lab.Lab, tool *original, agent string) []*course {
+	veth := Bare{From: lab.Direct1, To: lab.Direct2}
+	var out []*course
+	for _, test := range []netperf.Test{netperf.TCPRR, netperf.TCPCRR} {
+		out = append(out, &course{group: toolGroup.Name, test: test, paths: []path{
+			{LashPath, func(ctx context.Context, t netperf.Test) (netperf.Result, error) {
+				return b.overBare(ctx, l, veth, agent, t)
+			}},
+			{toolGroup.Bare[0].Name, func(ctx context.Context, t netperf.Test) (netperf.Result, error) {
+				return tool.measure(ctx, l, b, t)
+			}},
+		}})
+	}
+	return out
 }
 
 // clientArgs is the command line of a client behind its program.

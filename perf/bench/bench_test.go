@@ -9,11 +9,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"lash.internal/lash/perf/netperf"
@@ -22,54 +24,94 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// TestRounds has three paths, one of which is disturbed in its first two rounds.
+// TestRounds has three paths, on a machine that is loud while the second one is measured in the first
+// two rounds.
 func TestRounds(t *testing.T) {
 	var log []string
 	measured := map[string]int{}
+	pressure := 0.0
 	fake := func(name string, loud int) path {
 		return path{name, func(_ context.Context, test netperf.Test) (netperf.Result, error) {
 			log = append(log, name)
 			measured[name]++
-			r := netperf.Result{Test: test, Rate: 1, Latency: &stats.Summary{}}
+			pressure = 0
 			if measured[name] <= loud {
-				r.Noise.Pressure = MaxPressure + 0.01
+				pressure = MaxPressure + 0.01
 			}
-			return r, nil
+			return netperf.Result{Test: test, Rate: 1, Latency: &stats.Summary{}}, nil
 		}}
 	}
-	c := &course{group: "g", test: netperf.TCPRR, paths: []path{fake("a", 0), fake("b", 2), fake("c", 0)}}
 	var samples []Sample
 	var said []string
-	record := func(s Sample) error { samples = append(samples, s); return nil }
-	say := func(f string, args ...any) { said = append(said, fmt.Sprintf(f, args...)) }
-	if err := rounds(t.Context(), []*course{c}, 2, record, say); err != nil {
+	f := &field{
+		want: 2, attempts: 4,
+		pressure: func(context.Context) (float64, error) { return pressure, nil },
+		record:   func(s Sample) error { samples = append(samples, s); return nil },
+		say:      func(f string, args ...any) { said = append(said, fmt.Sprintf(f, args...)) },
+	}
+	c := &course{group: "g", test: netperf.TCPRR, paths: []path{fake("a", 0), fake("b", 2), fake("c", 0)}}
+	if err := f.run(t.Context(), []*course{c}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := strings.Join(log, ""), "abc"+"cba"+"abc"+"cba"; got != want {
 		t.Errorf("measured in the order %s, want %s", got, want)
 	}
-	if len(samples) != 12 || !samples[1].Disturbed || samples[0].Disturbed || samples[11].Disturbed || samples[11].Round != 3 {
-		t.Errorf("samples %+v", samples)
+	var bad string
+	for _, s := range samples {
+		if s.Disturbed {
+			bad += fmt.Sprint(s.Round, s.Path)
+		}
+	}
+	// The pressure after b is also that before the next path.
+	if len(samples) != 12 || bad != "0b0c1b1a" || samples[11].Round != 3 {
+		t.Errorf("disturbed %s of %+v", bad, samples)
 	}
 	if !strings.HasSuffix(said[0], "(disturbed)") || strings.HasSuffix(said[3], "(disturbed)") {
 		t.Errorf("said %q", said)
 	}
 
 	// A machine that never gets quiet ends the rounds too.
-	log, measured = nil, map[string]int{}
+	log, measured, f.want, f.attempts = nil, map[string]int{}, 3, 5
 	c = &course{group: "g", test: netperf.TCPRR, paths: []path{fake("a", 100)}}
-	if err := rounds(t.Context(), []*course{c}, 3, record, say); err != nil {
+	if err := f.run(t.Context(), []*course{c}); err != nil {
 		t.Fatal(err)
 	}
-	if len(log) != 6 {
-		t.Errorf("%d rounds on a machine that is never quiet, want 6", len(log))
+	if len(log) != 5 {
+		t.Errorf("%d rounds on a machine that is never quiet, want 5", len(log))
 	}
 
 	broken := errors.New("no route")
 	c = &course{group: "g", test: netperf.TCPRR, paths: []path{{"a", func(context.Context, netperf.Test) (netperf.Result, error) { return netperf.Result{}, broken }}}}
-	if err := rounds(t.Context(), []*course{c}, 3, record, say); !errors.Is(err, broken) || !strings.Contains(err.Error(), "g, path a") {
+	if err := f.run(t.Context(), []*course{c}); !errors.Is(err, broken) || !strings.Contains(err.Error(), "g, path a") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// TestAwait begins a round when the machine gets quiet, and without that when patience is over.
+func TestAwait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		said, looks := 0, 0
+		f := &field{
+			patience: time.Minute,
+			pressure: func(context.Context) (float64, error) {
+				looks++
+				time.Sleep(pause)
+				if looks > 10 {
+					return 0.01, nil
+				}
+				return 0.5, nil
+			},
+			say: func(string, ...any) { said++ },
+		}
+		if p, err := f.await(t.Context()); err != nil || p != 0.01 || looks != 11 || said != 1 {
+			t.Errorf("pressure %v after %d looks, said %d times: %v", p, looks, said, err)
+		}
+		looks, f.patience = -1e6, 3*pause
+		start := time.Now()
+		if p, err := f.await(t.Context()); err != nil || p != 0.5 || time.Since(start) > 5*pause {
+			t.Errorf("pressure %v after %s: %v", p, time.Since(start), err)
+		}
+	})
 }
 
 // example is a small run whose numbers are easy to follow.
@@ -96,6 +138,12 @@ func example() []Record {
 		}
 	}
 	sample(LashPath, netperf.TCPRR, 11, 1, false) // cut short
+	for round := range 10 {
+		for path, perSecond := range map[string]float64{LashPath: 20000, "netperf": 19900} {
+			sample(path, netperf.TCPRR, round, perSecond, false)
+			out[len(out)-1].Sample.Group = "tool"
+		}
+	}
 	for round := range 10 {
 		for plugin, ms := range map[string]int64{lashPlugin: 9, ptpPlugin: 20} {
 			for _, atOnce := range []bool{false, true} {
@@ -293,6 +341,21 @@ func TestImageSize(t *testing.T) {
 	}
 	if plain, packed, err := imageSize(file); err != nil || plain != 2 || packed <= 0 || packed > 0.1 {
 		t.Errorf("%v MB, %v MB compressed, %v", plain, packed, err)
+	}
+}
+
+func TestOriginalOutput(t *testing.T) {
+	r, err := parseOriginal("36.905,27096.783,40,55,2.00\n", netperf.TCPRR, netip.MustParseAddrPort("10.0.0.1:12866"))
+	if err != nil || r.RTLatency != 36.905 || r.Rate != 27096.783 || r.Latency.P50 != 40 || r.Latency.P99 != 55 || r.Transactions != 54193 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, bad := range []string{"", "1,2,3", "a,b,c,d,e"} {
+		if _, err := parseOriginal(bad, netperf.TCPRR, netip.AddrPort{}); err == nil {
+			t.Errorf("%q is taken for a result", bad)
+		}
+	}
+	if _, err := findOriginal(t.TempDir()); err == nil {
+		t.Error("an empty folder has netperf")
 	}
 }
 

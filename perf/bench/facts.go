@@ -33,7 +33,7 @@ func (b *run) describe(ctx context.Context) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("processor: %w", err)
 	}
-	m.Processor = field(string(cpu), "model name")
+	m.Processor = valueOf(string(cpu), "model name")
 	mem, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
@@ -72,8 +72,8 @@ func Load() (float64, error) {
 	return strconv.ParseFloat(first, 64)
 }
 
-// field is the first "name : value" of a text.
-func field(text, name string) string {
+// valueOf is the first "name : value" of a text.
+func valueOf(text, name string) string {
 	for line := range strings.SplitSeq(text, "\n") {
 		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == name {
 			return strings.TrimSpace(v)

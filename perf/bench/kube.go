@@ -70,6 +70,8 @@ func manifest(name, node, image string, serverCPU int, host bool) map[string]any
 	container := map[string]any{
 		"name": "perf", "image": image, "imagePullPolicy": "IfNotPresent",
 		"command": []string{"/usr/bin/lash-agent", "perf", "server", "--cpu", strconv.Itoa(serverCPU)},
+		// A pod without a request gets next to no processor time when anything else wants some.
+		"resources": map[string]any{"requests": map[string]string{"cpu": "250m"}},
 	}
 	if host {
 		container["command"] = []string{"/usr/bin/lash-agent", "perf", "server", "--listen", "127.0.0.1:0"}

@@ -15,9 +15,15 @@ import (
 type Group struct {
 	Name   string
 	Title  string
-	Native bool // the cluster routes natively; else over VXLAN
-	Server string
+	Native bool   // the cluster routes natively; else over VXLAN
+	Server string // pod
 	Bare   []Bare
+}
+
+// toolGroup compares the measuring program with the original on one and the same bare path.
+var toolGroup = Group{
+	Name: "tool", Title: "The measuring program beside netperf",
+	Bare: []Bare{{Name: "netperf", Title: "netperf and netserver, on a veth pair"}},
 }
 
 // Bare is a path of the lab.

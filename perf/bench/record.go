@@ -45,7 +45,9 @@ type Sample struct {
 	Group     string         `json:"group"`
 	Path      string         `json:"path"`
 	Test      netperf.Test   `json:"test"`
-	Round     int            `json:"round"`               // of this group and test, from 0
+	Round     int            `json:"round"` // of this group and test, from 0
+	Before    float64        `json:"pressureBefore"`
+	After     float64        `json:"pressureAfter"`
 	Disturbed bool           `json:"disturbed,omitempty"` // the noise was above the limits
 	Result    netperf.Result `json:"result"`
 }

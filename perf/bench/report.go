@@ -41,6 +41,7 @@ func Report(records []Record, results string) (string, error) {
 	}
 	r.plugins()
 	r.single()
+	r.group(toolGroup)
 	r.missing()
 	r.machine()
 	return r.b.String(), nil
@@ -176,9 +177,13 @@ func (r *report) test(g Group, t netperf.Test) {
 		return
 	}
 	r.line("### %s\n", t)
-	head := []string{"Path", "P50 us", "P99 us", "RT_LATENCY us", "per second", "Lash by this, rate", "Lash by this, P50", "Goal (rate)"}
+	ours, by := "**Lash**", "Lash by this"
+	if g.Name == toolGroup.Name {
+		ours, by = "perf client and server, on the same veth pair", "ours by this"
+	}
+	head := []string{"Path", "P50 us", "P99 us", "RT_LATENCY us", "per second", by + ", rate", by + ", P50", "Goal (rate)"}
 	if !t.Transactions() {
-		head = []string{"Path", "Mbit/s", "Lash by this", "Goal"}
+		head = []string{"Path", "Mbit/s", by, "Goal"}
 	}
 	row := func(title, path string, goals map[netperf.Test]float64) []string {
 		mid := func(f func(*netperf.Result) float64) float64 { return stats.Median(values(rounds, path, f)) }
@@ -198,7 +203,7 @@ func (r *report) test(g Group, t netperf.Test) {
 		}
 		return append(out, goal(byRate, goals[t]))
 	}
-	rows := [][]string{row("**Lash**", LashPath, nil)}
+	rows := [][]string{row(ours, LashPath, nil)}
 	for _, b := range g.Bare {
 		rows = append(rows, row(b.Title, b.Name, b.Goals))
 	}
@@ -357,7 +362,7 @@ func (r *report) machine() {
 		{"Load before the run", fmt.Sprintf("%.2f", r.m.Load)},
 		{"Family", family},
 		{"Congestion control of TCP_STREAM", r.m.Congestion},
-		{"Disturbed", fmt.Sprintf("a sample with more than %.0f %% processor pressure or %.0f %% stolen time", 100*MaxPressure, 100*MaxSteal)},
+		{"Disturbed", fmt.Sprintf("a sample with more than %.0f %% processor pressure right before or after it, or with %.0f %% stolen time", 100*MaxPressure, 100*MaxSteal)},
 	}
 	for _, k := range slices.Sorted(maps.Keys(r.m.Versions)) {
 		rows = append(rows, []string{k, r.m.Versions[k]})

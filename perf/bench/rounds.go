@@ -5,16 +5,22 @@ package bench
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"lash.internal/lash/perf/netperf"
 	"lash.internal/lash/perf/stats"
 )
 
 // Limits of noise, as shares of the time: a sample beyond them is disturbed, and its round is repeated.
+// Pressure is taken right before and right after a sample, when nothing of the bench runs: a test itself
+// makes tasks wait, for every wake-up takes a moment.
 const (
 	MaxPressure = 0.10
 	MaxSteal    = 0.05
 )
+
+// pause is how long the machine is watched between two samples.
+const pause = 400 * time.Millisecond
 
 // path is something to measure.
 type path struct {
@@ -31,17 +37,26 @@ type course struct {
 	next  int // number of the next round
 }
 
-// rounds measures all courses by turns until each has enough undisturbed rounds, or twice as many
-// rounds in all. record gets every sample.
-func rounds(ctx context.Context, courses []*course, want int, record func(Sample) error, say func(string, ...any)) error {
+// field is where courses are run: what there is beside the paths.
+type field struct {
+	want     int           // undisturbed rounds
+	attempts int           // rounds in all, at most
+	patience time.Duration // to wait before a round for a quiet machine
+	pressure func(context.Context) (float64, error)
+	record   func(Sample) error
+	say      func(string, ...any)
+}
+
+// run measures all courses by turns until each has enough undisturbed rounds, or as many as it may try.
+func (f *field) run(ctx context.Context, courses []*course) error {
 	for {
 		open := false
 		for _, c := range courses {
-			if c.clean >= want || c.next >= 2*want {
+			if c.clean >= f.want || c.next >= f.attempts {
 				continue
 			}
 			open = true
-			if err := c.round(ctx, record, say); err != nil {
+			if err := f.round(ctx, c); err != nil {
 				return err
 			}
 		}
@@ -51,8 +66,12 @@ func rounds(ctx context.Context, courses []*course, want int, record func(Sample
 	}
 }
 
-// round measures each path once.
-func (c *course) round(ctx context.Context, record func(Sample) error, say func(string, ...any)) error {
+// round measures each path of a course once.
+func (f *field) round(ctx context.Context, c *course) error {
+	before, err := f.await(ctx)
+	if err != nil {
+		return err
+	}
 	clean := true
 	line := fmt.Sprintf("%s %s round %d:", c.group, c.test, c.next+1)
 	for _, i := range stats.Order(len(c.paths), c.next) {
@@ -61,8 +80,17 @@ func (c *course) round(ctx context.Context, record func(Sample) error, say func(
 		if err != nil {
 			return fmt.Errorf("%s, path %s: %w", c.group, p.name, err)
 		}
-		clean = clean && !disturbed(r.Noise)
-		if err := record(Sample{Group: c.group, Path: p.name, Test: c.test, Round: c.next, Disturbed: disturbed(r.Noise), Result: r}); err != nil {
+		after, err := f.pressure(ctx)
+		if err != nil {
+			return err
+		}
+		s := Sample{
+			Group: c.group, Path: p.name, Test: c.test, Round: c.next, Before: before, After: after, Result: r,
+			Disturbed: max(before, after) > MaxPressure || r.Noise.Steal > MaxSteal,
+		}
+		before = after
+		clean = clean && !s.Disturbed
+		if err := f.record(s); err != nil {
 			return err
 		}
 		if r.Latency != nil {
@@ -77,9 +105,35 @@ func (c *course) round(ctx context.Context, record func(Sample) error, say func(
 	} else {
 		line += " (disturbed)"
 	}
-	say("%s", line)
+	f.say("%s", line)
 	return nil
 }
 
-// disturbed says whether something else kept the machine from the test.
-func disturbed(n stats.Noise) bool { return n.Pressure > MaxPressure || n.Steal > MaxSteal }
+// await waits until the machine is quiet, or until patience is over.
+func (f *field) await(ctx context.Context) (float64, error) {
+	deadline := time.Now().Add(f.patience)
+	for told := false; ; told = true {
+		p, err := f.pressure(ctx)
+		if err != nil || p <= MaxPressure || time.Now().After(deadline) {
+			return p, err
+		}
+		if !told {
+			f.say("waiting for a quiet machine, for %s at most", f.patience)
+		}
+	}
+}
+
+// watchPressure is the processor pressure during a pause; -1 when the kernel does not know.
+func watchPressure(ctx context.Context) (float64, error) {
+	from, err := stats.ReadClock()
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	to, err := stats.ReadClock()
+	return from.To(to).Pressure, err
+}

@@ -29,6 +29,8 @@ type Options struct {
 	// Server is the command line of the server that every destination runs. It must write a line when
 	// it listens.
 	Server []string
+	// Second, when it is not empty, is the command line of another server for Direct2.
+	Second []string
 }
 
 // Lab is a set of bare paths.
@@ -327,5 +329,13 @@ func (l *Lab) startServers(ctx context.Context) error {
 		}
 		l.daemons = append(l.daemons, d)
 	}
+	if len(l.o.Second) == 0 {
+		return nil
+	}
+	d, err := l.spaces[Direct2].start(ctx, l.o.ServerGroups, l.o.Second...)
+	if err != nil {
+		return err
+	}
+	l.daemons = append(l.daemons, d)
 	return nil
 }
