@@ -82,8 +82,23 @@ func TestRounds(t *testing.T) {
 
 	broken := errors.New("no route")
 	c = &course{group: "g", test: netperf.TCPRR, paths: []path{{"a", func(context.Context, netperf.Test) (netperf.Result, error) { return netperf.Result{}, broken }}}}
+	f.attempts = 100
 	if err := f.run(t.Context(), []*course{c}); !errors.Is(err, broken) || !strings.Contains(err.Error(), "g, path a") {
 		t.Errorf("error %v", err)
+	}
+
+	// One failure costs one round.
+	n := 0
+	once := path{"once", func(context.Context, netperf.Test) (netperf.Result, error) {
+		if n++; n == 2 {
+			return netperf.Result{}, broken
+		}
+		return netperf.Result{}, nil
+	}}
+	samples, pressure, f.failed = nil, 0, 0
+	c = &course{group: "g", test: netperf.TCPRR, paths: []path{once}}
+	if err := f.run(t.Context(), []*course{c}); err != nil || len(samples) != 4 || samples[1].Error != "no route" || !samples[1].Disturbed {
+		t.Errorf("%v; samples %+v", err, samples)
 	}
 }
 
@@ -138,6 +153,7 @@ func example() []Record {
 		}
 	}
 	sample(LashPath, netperf.TCPRR, 11, 1, false) // cut short
+	out = append(out, Record{Time: at, Sample: &Sample{Group: "same-node", Path: "nat", Test: netperf.TCPRR, Round: 12, Disturbed: true, Error: "no route"}})
 	for round := range 10 {
 		for path, perSecond := range map[string]float64{LashPath: 20000, "netperf": 19900} {
 			sample(path, netperf.TCPRR, round, perSecond, false)
@@ -183,7 +199,8 @@ func TestReport(t *testing.T) {
 		"0.95: met", "0.983 [0.981, 0.985]", "2.00: met", // ratios and goals
 		"at most 40: missed", "at most 0.4: met", "a note", // figures
 		"native routing: lash install: refused: no such mode", // what is missing
-		"lash RetransSegs 22, nat RetransSegs 22",             // counters
+		"left out: nat 1.",                        // failures
+		"lash RetransSegs 22, nat RetransSegs 22", // counters
 	} {
 		if !strings.Contains(got, text) {
 			t.Errorf("the report lacks %q", text)

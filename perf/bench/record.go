@@ -49,6 +49,7 @@ type Sample struct {
 	Before    float64        `json:"pressureBefore"`
 	After     float64        `json:"pressureAfter"`
 	Disturbed bool           `json:"disturbed,omitempty"` // the noise was above the limits
+	Error     string         `json:"error,omitempty"`     // why there is no result; such a sample is disturbed too
 	Result    netperf.Result `json:"result"`
 }
 

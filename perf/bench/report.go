@@ -92,7 +92,7 @@ type round map[string]Sample
 func (r *report) roundsOf(group string, test netperf.Test, paths int) (use []round, disturbed int, all bool) {
 	byNumber := map[int]round{}
 	for _, s := range r.samples {
-		if s.Group != group || s.Test != test {
+		if s.Group != group || s.Test != test || s.Error != "" {
 			continue
 		}
 		if byNumber[s.Round] == nil {
@@ -104,7 +104,7 @@ func (r *report) roundsOf(group string, test netperf.Test, paths int) (use []rou
 	for _, n := range slices.Sorted(maps.Keys(byNumber)) {
 		one := byNumber[n]
 		if len(one) != paths {
-			continue // cut short
+			continue // cut short, or a sample failed
 		}
 		every = append(every, one)
 		bad := false
@@ -208,6 +208,9 @@ func (r *report) test(g Group, t netperf.Test) {
 		rows = append(rows, row(b.Title, b.Name, b.Goals))
 	}
 	r.table(head, rows)
+	if failed := r.failures(g.Name, t); failed != "" {
+		r.line("Samples that failed, with their rounds left out: %s.\n", failed)
+	}
 	switch {
 	case disturbed == 0:
 		r.line("%d rounds, none disturbed.%s\n", len(rounds), r.trouble(rounds))
@@ -216,6 +219,21 @@ func (r *report) test(g Group, t netperf.Test) {
 	default:
 		r.line("%d rounds; %d more were disturbed and left out.%s\n", len(rounds), disturbed, r.trouble(rounds))
 	}
+}
+
+// failures counts the samples without a result by path.
+func (r *report) failures(group string, test netperf.Test) string {
+	n := map[string]int{}
+	for _, s := range r.samples {
+		if s.Group == group && s.Test == test && s.Error != "" {
+			n[s.Path]++
+		}
+	}
+	var parts []string
+	for _, path := range slices.Sorted(maps.Keys(n)) {
+		parts = append(parts, fmt.Sprintf("%s %d", path, n[path]))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // trouble names the counters that moved, which none should.

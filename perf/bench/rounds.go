@@ -4,6 +4,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,7 +46,11 @@ type field struct {
 	pressure func(context.Context) (float64, error)
 	record   func(Sample) error
 	say      func(string, ...any)
+	failed   int // samples one after the other
 }
+
+// maxFailed is how many samples may fail one after the other before the bench gives up.
+const maxFailed = 5
 
 // run measures all courses by turns until each has enough undisturbed rounds, or as many as it may try.
 func (f *field) run(ctx context.Context, courses []*course) error {
@@ -76,24 +81,33 @@ func (f *field) round(ctx context.Context, c *course) error {
 	line := fmt.Sprintf("%s %s round %d:", c.group, c.test, c.next+1)
 	for _, i := range stats.Order(len(c.paths), c.next) {
 		p := c.paths[i]
-		r, err := p.measure(ctx, c.test)
-		if err != nil {
-			return fmt.Errorf("%s, path %s: %w", c.group, p.name, err)
-		}
+		r, failure := p.measure(ctx, c.test)
 		after, err := f.pressure(ctx)
 		if err != nil {
-			return err
+			return errors.Join(err, failure)
 		}
 		s := Sample{
 			Group: c.group, Path: p.name, Test: c.test, Round: c.next, Before: before, After: after, Result: r,
 			Disturbed: max(before, after) > MaxPressure || r.Noise.Steal > MaxSteal,
 		}
 		before = after
+		if failure != nil {
+			s.Error, s.Disturbed = failure.Error(), true
+			f.failed++
+		} else {
+			f.failed = 0
+		}
 		clean = clean && !s.Disturbed
 		if err := f.record(s); err != nil {
 			return err
 		}
-		if r.Latency != nil {
+		if f.failed >= maxFailed {
+			return fmt.Errorf("%s, path %s: %d samples failed one after the other: %w", c.group, p.name, f.failed, failure)
+		}
+		if failure != nil {
+			line += " " + p.name + " failed"
+			f.say("%s, path %s: %v", c.group, p.name, failure)
+		} else if r.Latency != nil {
 			line += fmt.Sprintf(" %s %.0f/s", p.name, r.Rate)
 		} else {
 			line += fmt.Sprintf(" %s %.0f Mbit/s", p.name, r.Throughput)

@@ -38,6 +38,8 @@ type Options struct {
 	Passphrase string
 	// Settle is how long to do nothing first, so that what it took to start this process is over.
 	Settle time.Duration
+
+	grace time.Duration // how long after its time the test may go on; 0: graceDefault
 }
 
 // Result is what a measurement gave. Rates are per second, latencies microseconds.
@@ -77,8 +79,9 @@ type Result struct {
 
 const (
 	maxSize = 1 << 20 // bytes that a single call reads or writes
-	// grace is how long after its time a test may go on: one lost segment is sent again within it.
-	grace = 3 * time.Second
+	// graceDefault is enough for a segment that is lost three times, and for what the send buffer holds
+	// on a machine with a lot else to do.
+	graceDefault = 10 * time.Second
 	// patience is how long the server may take for its results. The original waits for 4 s after the
 	// time of a TCP_CRR test is over, because it cannot know that the client is through.
 	patience = 20 * time.Second
@@ -87,6 +90,9 @@ const (
 func (o *Options) complete() error {
 	if o.Server.Port() == 0 {
 		o.Server = netip.AddrPortFrom(o.Server.Addr(), DefaultPort)
+	}
+	if o.grace == 0 {
+		o.grace = graceDefault
 	}
 	if o.RequestSize == 0 {
 		o.RequestSize = 1
@@ -275,7 +281,7 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
-	late := time.AfterFunc(c.o.Length+grace, c.cable.cut)
+	late := time.AfterFunc(c.o.Length+c.o.grace, c.cable.cut)
 	defer late.Stop()
 	switch c.o.Test {
 	case TCPRR:
@@ -291,7 +297,7 @@ func (c *client) run() error {
 		err = c.withConnection(c.receive)
 	}
 	if c.cable.isCut() {
-		return fmt.Errorf("no end within %s after its time: stuck after %d transactions and %d bytes", grace, len(c.latencies), c.bytes)
+		return fmt.Errorf("no end within %s after its time: stuck after %d transactions and %d bytes", c.o.grace, len(c.latencies), c.bytes)
 	}
 	if err != nil {
 		return err

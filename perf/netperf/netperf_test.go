@@ -24,6 +24,9 @@ import (
 	"go.uber.org/goleak"
 )
 
+// limit ends a test that hangs. Segments get lost on the loopback too, when a machine has too much to do.
+const limit = time.Minute
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve runs a server on a free port of an address until the test is over.
@@ -40,7 +43,7 @@ func serve(t *testing.T, s *Server, host string) netip.AddrPort {
 			if err != nil {
 				t.Errorf("server: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(limit):
 			t.Error("the server does not end")
 		}
 	})
@@ -132,7 +135,7 @@ func TestSession(t *testing.T) {
 		if err := writeMessage(conn, &m); err != nil {
 			t.Fatal(err)
 		}
-		answer, err := readMessage(conn, time.Now().Add(5*time.Second))
+		answer, err := readMessage(conn, time.Now().Add(limit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -147,14 +150,14 @@ func TestSession(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer data.Close()
-			data.SetDeadline(time.Now().Add(5 * time.Second))
+			data.SetDeadline(time.Now().Add(limit))
 			data.Write([]byte{1})
 			if b, err := io.ReadAll(data); err != nil || len(b) != 1 {
 				t.Fatalf("%d bytes, %v", len(b), err)
 			}
 		}
 		transact()
-		end, err := readMessage(conn, time.Now().Add(5*time.Second))
+		end, err := readMessage(conn, time.Now().Add(limit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +181,7 @@ func TestCount(t *testing.T) {
 	var m message
 	r.marshal(&m)
 	writeMessage(conn, &m)
-	answer, err := readMessage(conn, time.Now().Add(5*time.Second))
+	answer, err := readMessage(conn, time.Now().Add(limit))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,12 +191,12 @@ func TestCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer data.Close()
-	data.SetDeadline(time.Now().Add(5 * time.Second))
+	data.SetDeadline(time.Now().Add(limit))
 	data.Write([]byte("aabbcc"))
 	if b, err := io.ReadAll(data); err != nil || len(b) != 6 {
 		t.Errorf("%d bytes came back, %v", len(b), err)
 	}
-	end, err := readMessage(conn, time.Now().Add(5*time.Second))
+	end, err := readMessage(conn, time.Now().Add(limit))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +257,7 @@ func TestRefusals(t *testing.T) {
 			}
 			defer conn.Close()
 			writeMessage(conn, &c.m)
-			reply, err := readMessage(conn, time.Now().Add(5*time.Second))
+			reply, err := readMessage(conn, time.Now().Add(limit))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -299,19 +302,20 @@ func TestClientGone(t *testing.T) {
 	var m message
 	r.marshal(&m)
 	writeMessage(conn, &m)
-	answer, err := readMessage(conn, time.Now().Add(5*time.Second))
+	answer, err := readMessage(conn, time.Now().Add(limit))
 	if err != nil {
 		t.Fatal(err)
 	}
 	resp, _ := parseResponse(answer)
 	conn.Close()
 	port := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(resp.DataPort)))
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(limit); ; {
 		c, err := net.Dial("tcp", port)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			return
 		}
 		if err == nil {
+			c.SetDeadline(time.Now().Add(limit))
 			io.Copy(io.Discard, c) // until the server closes it
 			c.Close()
 		}
@@ -340,7 +344,7 @@ func fake(t *testing.T, f func(conn net.Conn, data net.Listener)) netip.AddrPort
 			return
 		}
 		defer conn.Close()
-		if _, err := readMessage(conn, time.Now().Add(5*time.Second)); err != nil {
+		if _, err := readMessage(conn, time.Now().Add(limit)); err != nil {
 			return
 		}
 		f(conn, data)
@@ -387,11 +391,11 @@ func TestServerFails(t *testing.T) {
 				io.Copy(io.Discard, data)
 				data.Close()
 			}
-		}, "no end within 3s after its time: stuck after 0 transactions"},
+		}, "no end within 1s after its time: stuck after 0 transactions"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Measure(t.Context(), Options{Test: c.test, Server: fake(t, c.server), Length: time.Second, CPU: -1, ServerCPU: -1})
+			_, err := Measure(t.Context(), Options{Test: c.test, Server: fake(t, c.server), Length: time.Second, CPU: -1, ServerCPU: -1, grace: time.Second})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
@@ -405,7 +409,7 @@ func TestCancel(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		start := time.Now()
 		_, err := Measure(ctx, Options{Test: test, Server: addr, Length: 30 * time.Second, CPU: -1, ServerCPU: -1})
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 10*time.Second {
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 20*time.Second {
 			t.Errorf("%s: %v after %s", test, err, time.Since(start))
 		}
 		cancel()
@@ -448,7 +452,7 @@ func TestNoAllocations(t *testing.T) {
 				var m message
 				r.marshal(&m)
 				writeMessage(conn, &m)
-				answer, err := readMessage(conn, time.Now().Add(5*time.Second))
+				answer, err := readMessage(conn, time.Now().Add(limit))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -563,7 +567,7 @@ func TestOriginal(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-		for deadline := time.Now().Add(5 * time.Second); ; {
+		for deadline := time.Now().Add(limit); ; {
 			c, err := net.Dial("tcp", real.String())
 			if err == nil {
 				c.Close()
@@ -629,7 +633,7 @@ func TestSessionsApart(t *testing.T) {
 		var m message
 		r.marshal(&m)
 		writeMessage(conn, &m)
-		answer, err := readMessage(conn, time.Now().Add(5*time.Second))
+		answer, err := readMessage(conn, time.Now().Add(limit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -641,7 +645,7 @@ func TestSessionsApart(t *testing.T) {
 			data.Read(make([]byte, 1))
 			data.Close()
 		}
-		if _, err := readMessage(conn, time.Now().Add(5*time.Second)); err != nil {
+		if _, err := readMessage(conn, time.Now().Add(limit)); err != nil {
 			t.Error(err)
 		}
 		conn.Close()
