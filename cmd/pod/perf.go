@@ -12,7 +12,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -102,8 +101,6 @@ func newPerfClient(w World) *cobra.Command {
 				return err
 			}
 			o.Test = netperf.Test(strings.ToUpper(test))
-			// Nothing may stop the measuring thread; what is left to collect is little.
-			defer debug.SetGCPercent(debug.SetGCPercent(-1))
 			r, err := netperf.Measure(c.Context(), o)
 			if err != nil {
 				return err

@@ -395,7 +395,7 @@ func (c *client) nextPort() {
 
 func (c *client) drop() {
 	c.cable.hold(-1)
-	_ = unix.Close(c.fd) // nothing is lost with it: what mattered has been read
+	closeFD(c.fd)
 	c.fd = -1
 }
 

@@ -14,8 +14,10 @@
 // them are netperf's "omni" test and differ in fields of the request only.
 //
 // A transaction makes the same system calls in the same order as netperf's: blocking ones on a
-// thread of its own, without the runtime's network poller, and without an allocation. Every latency
-// is kept, so percentiles are exact where netperf's come from a histogram.
+// thread of its own, without the runtime's network poller or its knowledge, and without an allocation.
+// While a test runs the garbage of the whole process is not collected, and what stops all of its
+// goroutines waits for the test. Every latency is kept, so percentiles are exact where netperf's come
+// from a histogram.
 //
 // The protocol has no written specification; messages and sequence follow what netperf 2.7.1 sends
 // and takes.

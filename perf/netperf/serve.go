@@ -235,7 +235,7 @@ func (r *run) connections() error {
 		r.cable.hold(fd)
 		more, err := r.one(fd)
 		r.cable.hold(r.fd)
-		_ = unix.Close(fd) // the transaction is over, whatever comes of the close
+		closeFD(fd)
 		if err != nil {
 			return err
 		}

@@ -4,11 +4,9 @@ package netperf
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
 	"unsafe"
@@ -55,36 +53,6 @@ func (c *cable) isCut() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.off
-}
-
-// startThread runs f on an operating system thread of its own, bound to a processor unless cpu is
-// negative, and returns once it is bound. The thread ends with f, whose error comes from the channel.
-func startThread(cpu int, f func() error) (<-chan error, error) {
-	bound, done := make(chan error, 1), make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread, with its binding, ends with the goroutine
-		err := bind(cpu)
-		bound <- err
-		if err == nil {
-			done <- f()
-		}
-	}()
-	if err := <-bound; err != nil {
-		return nil, err
-	}
-	return done, nil
-}
-
-func bind(cpu int) error {
-	if cpu < 0 {
-		return nil
-	}
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("bind to processor %d: %w", cpu, err)
-	}
-	return nil
 }
 
 // address is a socket address in the kernel's form, ready for system calls that allocate nothing.
@@ -138,11 +106,12 @@ func (a *address) family() int {
 	return unix.AF_INET6
 }
 
-// The calls below are the kernel's own, without the allocation of the socket addresses of package
-// unix. Each repeats itself when a signal interrupts it: the runtime sends signals to its threads.
+// The calls below are the kernel's own: without the allocation of the socket addresses of package unix,
+// and without a word to the runtime, see enter. Each repeats itself when a signal interrupts it: the
+// runtime sends signals to its threads.
 
 func connect(fd int, a *address) unix.Errno {
-	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(a.len))
+	_, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(a.len))
 	if e != unix.EINTR {
 		return e
 	}
@@ -163,13 +132,13 @@ func connect(fd int, a *address) unix.Errno {
 }
 
 func bindTo(fd int, a *address) unix.Errno {
-	_, _, e := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(a.len))
+	_, _, e := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(a.len))
 	return e
 }
 
 func accept(fd int) (int, unix.Errno) {
 	for {
-		r, _, e := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+		r, _, e := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_CLOEXEC, 0, 0)
 		if e != unix.EINTR {
 			return int(r), e
 		}
@@ -179,7 +148,7 @@ func accept(fd int) (int, unix.Errno) {
 // recv reads once, at most len(b) bytes.
 func recv(fd int, b []byte) (int, unix.Errno) {
 	for {
-		r, _, e := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+		r, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
 		if e != unix.EINTR {
 			return int(r), e
 		}
@@ -205,7 +174,7 @@ func recvFull(fd int, b []byte) (int, unix.Errno) {
 // send writes all of b; the sockets here block, so a call takes everything or fails.
 func send(fd int, b []byte) (int, unix.Errno) {
 	for {
-		r, _, e := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
+		r, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
 		if e != unix.EINTR {
 			return int(r), e
 		}
@@ -214,7 +183,7 @@ func send(fd int, b []byte) (int, unix.Errno) {
 
 func sendTo(fd int, b []byte, to *address) (int, unix.Errno) {
 	for {
-		r, _, e := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL,
+		r, _, e := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL,
 			uintptr(unsafe.Pointer(&to.raw)), uintptr(to.len))
 		if e != unix.EINTR {
 			return int(r), e
@@ -226,13 +195,16 @@ func sendTo(fd int, b []byte, to *address) (int, unix.Errno) {
 func recvFrom(fd int, b []byte, from *address) (int, unix.Errno) {
 	for {
 		from.len = uint32(len(from.raw))
-		r, _, e := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0,
+		r, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0,
 			uintptr(unsafe.Pointer(&from.raw)), uintptr(unsafe.Pointer(&from.len)))
 		if e != unix.EINTR {
 			return int(r), e
 		}
 	}
 }
+
+// closeFD closes a descriptor with which nothing is lost: what mattered has been read or sent.
+func closeFD(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // settings are what one socket of a test is given before it is used.
 type settings struct {
@@ -249,7 +221,7 @@ func openSocket(local *address, dgram bool, s *settings) (fd int, sendBuffer, re
 	if dgram {
 		kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
 	}
-	r, _, err := unix.Syscall(unix.SYS_SOCKET, uintptr(local.family()), uintptr(kind|unix.SOCK_CLOEXEC), uintptr(proto))
+	r, _, err := unix.RawSyscall(unix.SYS_SOCKET, uintptr(local.family()), uintptr(kind|unix.SOCK_CLOEXEC), uintptr(proto))
 	if err != 0 {
 		return -1, 0, 0, err
 	}
@@ -274,14 +246,14 @@ func openSocket(local *address, dgram bool, s *settings) (fd int, sendBuffer, re
 		}
 	}
 	if err == 0 && s.congestion != "" && !dgram {
-		_, _, err = unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION,
+		_, _, err = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION,
 			uintptr(unsafe.Pointer(unsafe.StringData(s.congestion))), uintptr(len(s.congestion)), 0)
 	}
 	if err == 0 {
 		err = bindTo(fd, local)
 	}
 	if err != 0 {
-		_ = unix.Close(fd)
+		closeFD(fd)
 		return -1, 0, 0, err
 	}
 	return fd, sendBuffer, recvBuffer, 0
@@ -298,14 +270,14 @@ func bufferSize(fd, option int, want int32) (int32, unix.Errno) {
 }
 
 func setInt(fd, level, option int, v int32) unix.Errno {
-	_, _, e := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0)
 	return e
 }
 
 func getInt(fd, level, option int) (int32, unix.Errno) {
 	var v int32
 	size := uint32(unsafe.Sizeof(v))
-	_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&size)), 0)
+	_, _, e := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), uintptr(unsafe.Pointer(&size)), 0)
 	return v, e
 }
 
@@ -313,7 +285,7 @@ func getInt(fd, level, option int) (int32, unix.Errno) {
 func localAddress(fd int) (address, unix.Errno) {
 	var a address
 	a.len = uint32(len(a.raw))
-	_, _, e := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(unsafe.Pointer(&a.len)))
+	_, _, e := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&a.raw)), uintptr(unsafe.Pointer(&a.len)))
 	return a, e
 }
 
