@@ -3,13 +3,17 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/spf13/cobra"
 
+	"lash.internal/lash/agent/api"
+	"lash.internal/lash/cmd/term"
 	nodeimage "lash.internal/lash/install/image"
 )
 
@@ -19,9 +23,57 @@ func newImage(w World) *cobra.Command {
 		Short: "Handle the container image that runs on the nodes",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(newImageSave(w))
+	cmd.AddCommand(newImageSave(w), newImagePush(w))
 	return cmd
 }
+
+func newImagePush(w World) *cobra.Command {
+	o := nodeimage.PushOptions{Keychain: authn.DefaultKeychain}
+	cmd := &cobra.Command{
+		Use:   "push REGISTRY/NAME[:TAG]",
+		Short: "Put the node image into a registry",
+		Long: `Put the node image into a registry of yours, for clusters whose nodes pull images. Needs no network but
+that registry: the programs of the image are inside this one. Without a tag it gets the version of this program.
+
+Credentials are those of docker login, podman login or helm registry login, credential helpers included.`,
+		Example: `  lash image push registry.example.com/net/lash
+  lash image push registry.lab:5000/lash:0.1.0 --plain-http
+  lash install --set image.repository=registry.example.com/net/lash`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Ref = args[0]
+			return runImagePush(cmd.Context(), w, o)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.PlainHTTP, "plain-http", false, "use HTTP when the registry has no TLS")
+	f.BoolVar(&o.Insecure, "insecure-registry", false, "accept any certificate, and HTTP when the registry has no TLS")
+	f.StringVar(&o.CAFile, "ca-file", "", "PEM file with authorities to trust beside those of the system")
+	return cmd
+}
+
+func runImagePush(ctx context.Context, w World, o nodeimage.PushOptions) error {
+	progress := term.New(w.Err, w.Getenv)
+	step := progress.Step("Pushing to %s", o.Ref)
+	o.Progress = func(done, total int64) { step.Detail("%s of %s", mebibytes(done), mebibytes(total)) }
+	p, err := nodeimage.Push(ctx, o)
+	if step.Done(err) != nil {
+		if errors.Is(err, nodeimage.ErrReference) {
+			return &ExitError{Code: ExitUsage, Err: err}
+		}
+		return err
+	}
+	fmt.Fprintln(w.Out, p)
+	use := "--set image.repository=" + p.Repository
+	if p.Tag != api.Version {
+		use += " --set image.tag=" + p.Tag
+	}
+	progress.Println("ℹ️  %s compressed. To use it: lash install %s", mebibytes(p.Size), use)
+	return nil
+}
+
+// mebibytes is a size for people.
+func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func newImageSave(w World) *cobra.Command {
 	var o nodeimage.Options

@@ -50,7 +50,7 @@ func (s Spec) Write(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("image reference: %w", err)
 	}
-	img, err := s.build()
+	img, err := s.build(plainLayer)
 	if err != nil {
 		return err
 	}
@@ -60,12 +60,21 @@ func (s Spec) Write(w io.Writer) error {
 	return nil
 }
 
-func (s Spec) build() (v1.Image, error) {
-	layer, err := s.layer()
+// plainLayer is a layer for an archive: its reader unpacks it at once, so it is not compressed.
+func plainLayer(files []byte) (v1.Layer, error) {
+	return static.NewLayer(files, types.DockerUncompressedLayer), nil
+}
+
+func (s Spec) build(layerOf func(files []byte) (v1.Layer, error)) (v1.Image, error) {
+	files, err := s.layer()
 	if err != nil {
 		return nil, err
 	}
-	img, err := mutate.AppendLayers(empty.Image, static.NewLayer(layer, types.DockerUncompressedLayer))
+	layer, err := layerOf(files)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", s.Ref, err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", s.Ref, err)
 	}

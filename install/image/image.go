@@ -51,9 +51,18 @@ func Save(ctx context.Context, w io.Writer, o Options) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	agent, cni, err := o.programs()
+	spec, err := o.spec()
 	if err != nil {
 		return err
+	}
+	return spec.Write(w)
+}
+
+// spec is the project's image.
+func (o Options) spec() (Spec, error) {
+	agent, cni, err := o.programs()
+	if err != nil {
+		return Spec{}, err
 	}
 	agent.Path, cni.Path = "/usr/bin/lash-agent", "/opt/lash/bin/lash-cni"
 	spec := Spec{
@@ -75,7 +84,7 @@ func Save(ctx context.Context, w io.Writer, o Options) error {
 	for _, n := range names {
 		spec.Files = append(spec.Files, File{Path: "/usr/bin/" + n, Link: "lash-agent"})
 	}
-	return spec.Write(w)
+	return spec, nil
 }
 
 // programs finds lash-agent and lash-cni: in the given folder, in this program, beside it.
