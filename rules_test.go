@@ -124,6 +124,16 @@ func TestDependencyRule(t *testing.T) {
 			func(im string) bool { return strings.HasPrefix(im, module) && im != module+"agent/api" },
 		},
 		{
+			"agent/config is shared with the CLI: it imports the standard library only",
+			func(p string) bool { return under(p, "agent/config") },
+			func(im string) bool { return strings.Contains(im, ".") },
+		},
+		{
+			"of the agent, the CLI's side imports api and config only",
+			func(p string) bool { return under(p, "cmd/cli", "cmd/kube", "cmd/term", "install", "status") },
+			func(im string) bool { return ours(im, "agent") && !ours(im, "agent/api", "agent/config") },
+		},
+		{
 			"install, status, connectivity and perf do not import cmd",
 			func(p string) bool { return under(p, "install", "status", "connectivity", "perf") },
 			func(im string) bool { return ours(im, "cmd") },

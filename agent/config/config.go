@@ -7,6 +7,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -148,9 +149,8 @@ func Load(args []string, getenv func(string) string, usage io.Writer) (*Config, 
 		return nil, err
 	}
 	c := &Config{values: map[string]string{}}
-	var errs []error
-	for _, o := range table {
-		v, from := o.def, ""
+	errs := c.apply(table, func(o option) (value, from string) {
+		v, from := o.def, "default"
 		if s, ok := files[o.key]; ok {
 			v, from = s, filepath.Join(dir, o.key)
 		}
@@ -160,11 +160,8 @@ func Load(args []string, getenv func(string) string, usage io.Writer) (*Config, 
 		if s, ok := given[o.key]; ok {
 			v, from = s, "flag"
 		}
-		c.values[o.key] = v
-		if err := o.set(c, v); err != nil {
-			errs = append(errs, fmt.Errorf("option %s (%s): %w", o.key, from, err))
-		}
-	}
+		return v, from
+	})
 	for k := range files {
 		if !slices.ContainsFunc(table, func(o option) bool { return o.key == k }) {
 			c.unknown = append(c.unknown, k)
@@ -174,14 +171,69 @@ func Load(args []string, getenv func(string) string, usage io.Writer) (*Config, 
 	if c.NodeName = getenv("K8S_NODE_NAME"); c.NodeName == "" {
 		c.NodeName, _ = os.Hostname()
 	}
-	if ns := getenv("CILIUM_K8S_NAMESPACE"); ns != "" {
-		c.KubernetesNamespace = ns
-	}
+	c.KubernetesNamespace = cmp.Or(getenv("CILIUM_K8S_NAMESPACE"), "kube-system")
 	errs = append(errs, c.check()...)
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// apply sets every option of the table to what value says, and returns the mistakes, each with its
+// key and where the value comes from.
+func (c *Config) apply(table []option, value func(option) (value, from string)) []error {
+	var errs []error
+	for _, o := range table {
+		v, from := value(o)
+		c.values[o.key] = v
+		if err := o.set(c, v); err != nil {
+			errs = append(errs, fmt.Errorf("option %s (%s): %w", o.key, from, err))
+		}
+	}
+	return errs
+}
+
+// Option describes one option to those who change the configuration from outside.
+type Option struct {
+	Key, Default, Help string
+}
+
+// Table lists every option there is, by key.
+func Table() []Option {
+	var out []Option
+	for _, o := range options() {
+		out = append(out, Option{Key: o.key, Default: o.def, Help: o.help})
+	}
+	slices.SortFunc(out, func(a, b Option) int { return cmp.Compare(a.Key, b.Key) })
+	return out
+}
+
+// Check judges values, by option, as an agent or an operator would that reads them from the
+// ConfigMap. Keys that no option has are not judged; see Table.
+func Check(values map[string]string) error {
+	c := &Config{values: map[string]string{}}
+	errs := c.apply(options(), func(o option) (value, from string) {
+		if v, ok := values[o.key]; ok {
+			return strings.TrimSpace(v), "cilium-config"
+		}
+		return o.def, "default"
+	})
+	return errors.Join(append(errs, c.check()...)...)
+}
+
+// CheckPool says whether ranges can be cut into subnets of a prefix length.
+func CheckPool(ranges []netip.Prefix, bits int) error {
+	for i, p := range ranges {
+		if bits < p.Bits() || bits > p.Addr().BitLen()-2 {
+			return fmt.Errorf("mask size %d does not fit the pool %s", bits, p.Masked())
+		}
+		for _, other := range ranges[:i] {
+			if other.Overlaps(p) {
+				return fmt.Errorf("pools %s and %s overlap", other, p)
+			}
+		}
+	}
+	return nil
 }
 
 // check finds options that contradict each other.
@@ -199,6 +251,12 @@ func (c *Config) check() []error {
 		}
 		if c.IPv6 && len(c.PoolIPv6) == 0 {
 			errs = append(errs, errors.New("option cluster-pool-ipv6-cidr: must be set with ipam cluster-pool and enable-ipv6"))
+		}
+		if err := CheckPool(c.PoolIPv4, c.PoolMaskV4); c.IPv4 && err != nil {
+			errs = append(errs, fmt.Errorf("options cluster-pool-ipv4-cidr and cluster-pool-ipv4-mask-size: %w", err))
+		}
+		if err := CheckPool(c.PoolIPv6, c.PoolMaskV6); c.IPv6 && err != nil {
+			errs = append(errs, fmt.Errorf("options cluster-pool-ipv6-cidr and cluster-pool-ipv6-mask-size: %w", err))
 		}
 	}
 	return errs

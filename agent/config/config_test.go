@@ -4,6 +4,7 @@ package config
 
 import (
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,5 +88,29 @@ func TestEveryOptionIsDocumentedOnce(t *testing.T) {
 	}
 	if _, err := Load(nil, env(nil), io.Discard); err != nil {
 		t.Errorf("the defaults do not hold: %v", err)
+	}
+}
+
+// TestCheckJudgesTheWhole is what a ConfigMap is judged by before it is written.
+func TestCheckJudgesTheWhole(t *testing.T) {
+	good := map[string]string{"ipam": "cluster-pool", "cluster-pool-ipv4-cidr": "10.0.0.0/16", "identity-gc-interval": "60", "x-of-a-user": "?"}
+	if err := Check(good); err != nil {
+		t.Errorf("%v", err)
+	}
+	for want, change := range map[string]map[string]string{
+		"option debug (cilium-config)":               {"debug": "perhaps"},
+		"enable-ipv4 and enable-ipv6":                {"enable-ipv4": "false"},
+		"mask size 24 does not fit":                  {"cluster-pool-ipv4-cidr": "10.0.0.0/28"},
+		"pools 10.0.0.0/16 and 10.0.1.0/24 overlap":  {"cluster-pool-ipv4-cidr": "10.0.0.0/16 10.0.1.0/24"},
+		"cluster-name: must be set when cluster-id ": {"cluster-id": "3"},
+	} {
+		all := maps.Clone(good)
+		maps.Copy(all, change)
+		if err := Check(all); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", change, err, want)
+		}
+	}
+	if table := Table(); !slices.IsSortedFunc(table, func(a, b Option) int { return strings.Compare(a.Key, b.Key) }) || len(table) < 30 {
+		t.Errorf("%d options, or out of order", len(table))
 	}
 }

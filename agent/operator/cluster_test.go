@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	clienttesting "k8s.io/client-go/testing"
 
+	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/kube"
 	"lash.internal/lash/agent/kube/ciliumio"
 	"lash.internal/lash/agent/kube/fake"
@@ -51,17 +52,17 @@ type world struct {
 	log *strings.Builder
 }
 
-func newWorld(t *testing.T, cfg Config, objs ...runtime.Object) *world {
+func newWorld(t *testing.T, cfg config.Config, objs ...runtime.Object) *world {
 	w := &world{t: t, ctx: t.Context(), api: fake.New(objs...), ext: definedAPI(), log: &strings.Builder{}}
 	w.op = w.operator(cfg)
 	return w
 }
 
 // operator is one more replica.
-func (w *world) operator(cfg Config) *Operator {
-	cfg.AgentNamespace = "kube-system"
+func (w *world) operator(cfg config.Config) *Operator {
+	cfg.KubernetesNamespace = "kube-system"
 	c := &kube.Client{Kubernetes: w.api.Kubernetes, Dynamic: w.api.Dynamic}
-	return New(cfg, c, w.ext, slog.New(slog.NewTextHandler(w.log, nil)))
+	return New(&cfg, c, w.ext, slog.New(slog.NewTextHandler(w.log, nil)))
 }
 
 // definedAPI serves definitions as soon as they are created.
@@ -78,15 +79,16 @@ func definedAPI(objs ...runtime.Object) *apiextfake.Clientset {
 }
 
 // defaults are what the chart gives the operator.
-func defaults() Config {
-	return Config{
+func defaults() config.Config {
+	return config.Config{
 		IPv4: true, IdentityGCInterval: 15 * time.Minute, EndpointGCInterval: 5 * time.Minute,
-		NotReadyTaint: taintKey, RemoveTaints: true, SetNodeCondition: true,
+		NotReadyTaint: taintKey, RemoveNodeTaints: true, SetCiliumIsUp: true, UnmanagedPodWatcher: 15 * time.Second,
+		OperatorLeaderElect: true,
 	}
 }
 
 // bubble runs the operator's work beside f, with the objects there from the start.
-func bubble(t *testing.T, cfg Config, prepare, f func(*world), objs ...runtime.Object) {
+func bubble(t *testing.T, cfg config.Config, prepare, f func(*world), objs ...runtime.Object) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cfg, objs...)
@@ -284,7 +286,7 @@ func TestNodesOpenWhenTheirAgentIsReady(t *testing.T) {
 	})
 	t.Run("not wanted", func(t *testing.T) {
 		cfg := defaults()
-		cfg.RemoveTaints, cfg.SetNodeCondition = false, false
+		cfg.RemoveNodeTaints, cfg.SetCiliumIsUp = false, false
 		bubble(t, cfg, nil, func(w *world) {
 			settle(5 * time.Minute)
 			if writes := w.api.Writes(); len(writes) > 0 {
@@ -294,9 +296,9 @@ func TestNodesOpenWhenTheirAgentIsReady(t *testing.T) {
 	})
 }
 
-func poolConfig() Config {
+func poolConfig() config.Config {
 	cfg := defaults()
-	cfg.ClusterPool, cfg.IPv4Pool, cfg.IPv4Mask = true, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/23")}, 24
+	cfg.ClusterPool, cfg.PoolIPv4, cfg.PoolMaskV4 = true, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/23")}, 24
 	return cfg
 }
 

@@ -47,7 +47,7 @@ func (o *Operator) lease() *lease {
 		host = "unknown"
 	}
 	return &lease{now: o.now, Interface: &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: o.cfg.AgentNamespace},
+		LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: o.cfg.KubernetesNamespace},
 		Client:     o.client.Kubernetes.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + string(uuid.NewUUID())[:8]},
 	}}

@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 
 	"lash.internal/lash/agent/kube/fake"
+
+	"lash.internal/lash/agent/config"
 )
 
 // replica is an operator that has been started.
@@ -30,7 +32,7 @@ type replica struct {
 	dog   *leaderelection.HealthzAdaptor
 }
 
-func (w *world) start(cfg Config) *replica {
+func (w *world) start(cfg config.Config) *replica {
 	ctx, stop := context.WithCancel(w.ctx)
 	r := &replica{op: w.operator(cfg), stop: stop, ended: make(chan error, 1), dog: leaderelection.NewLeaderHealthzAdaptor(20 * time.Second)}
 	r.lease = r.op.lease()

@@ -29,12 +29,13 @@ import (
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	"k8s.io/client-go/tools/leaderelection"
 
+	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/kube"
 )
 
 // Operator is the cluster-wide part of the control plane.
 type Operator struct {
-	cfg        Config
+	cfg        *config.Config
 	client     *kube.Client
 	extensions apiextensions.Interface
 	log        *slog.Logger
@@ -68,17 +69,13 @@ func newMetrics() *metrics {
 }
 
 // New makes an operator.
-func New(cfg Config, c *kube.Client, x apiextensions.Interface, log *slog.Logger) *Operator {
+func New(cfg *config.Config, c *kube.Client, x apiextensions.Interface, log *slog.Logger) *Operator {
 	return &Operator{cfg: cfg, client: c, extensions: x, log: log, metrics: newMetrics(), now: time.Now}
 }
 
-// Main is the operator's program: args are its flags.
-func Main(ctx context.Context, args []string, env func(string) string) error {
-	cfg, err := LoadConfig(args, env)
-	if err != nil {
-		return err
-	}
-	o := kube.ClientOptions{UserAgent: "cilium-operator"}
+// Start is the operator's program.
+func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	o := kube.ClientOptions{UserAgent: "cilium-operator", Kubeconfig: cfg.Kubeconfig}
 	c, err := kube.NewClient(o)
 	if err != nil {
 		return err
@@ -87,7 +84,7 @@ func Main(ctx context.Context, args []string, env func(string) string) error {
 	if err != nil {
 		return err
 	}
-	return New(cfg, c, x, cfg.Logger()).Run(ctx)
+	return New(cfg, c, x, log).Run(ctx)
 }
 
 // Run serves health and metrics, waits for the lease and works until ctx is done. It returns
@@ -99,15 +96,18 @@ func (o *Operator) Run(ctx context.Context) error {
 	defer cancel()
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(20 * time.Second)
 	lease := o.lease()
-	if err := o.serve(ctx, &wg, o.cfg.APIServeAddr, healthz(watchdog, lease)); err != nil {
+	if err := o.serve(ctx, &wg, o.cfg.OperatorAPIAddr, healthz(watchdog, lease)); err != nil {
 		return err
 	}
-	if o.cfg.PrometheusAddr != "" {
+	if o.cfg.OperatorPrometheus != "" {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(o.metrics.registry, promhttp.HandlerOpts{}))
-		if err := o.serve(ctx, &wg, o.cfg.PrometheusAddr, mux); err != nil {
+		if err := o.serve(ctx, &wg, o.cfg.OperatorPrometheus, mux); err != nil {
 			return err
 		}
+	}
+	if !o.cfg.OperatorLeaderElect {
+		return o.work(ctx)
 	}
 	return o.lead(ctx, lease, watchdog)
 }
@@ -179,7 +179,7 @@ func (o *Operator) work(ctx context.Context) error {
 		{"ciliumnode collection", o.cfg.EndpointGCInterval, nil, (&collector{o: o, v: v}).nodes},
 		{"endpoint collection", o.cfg.EndpointGCInterval, nil, (&collector{o: o, v: v}).endpoints},
 		{"identity collection", o.cfg.IdentityGCInterval, nil, (&collector{o: o, v: v, unusedSince: map[string]time.Time{}}).identities},
-		{"unmanaged DNS pods", 15 * time.Second, nil, (&unmanaged{o, v}).run},
+		{"unmanaged DNS pods", o.cfg.UnmanagedPodWatcher, nil, (&unmanaged{o, v}).run},
 	} {
 		if l.every > 0 {
 			wg.Go(func() { o.loop(ctx, l.name, l.every, l.wake, l.do) })

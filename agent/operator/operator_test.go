@@ -78,34 +78,6 @@ func TestDefinitions(t *testing.T) {
 	}
 }
 
-func TestConfigErrorsNameTheKey(t *testing.T) {
-	none := func(string) string { return "" }
-	for arg, want := range map[string]string{
-		"--ipam=eni":                                       "ipam=",
-		"--cluster-pool-ipv4-mask-size=x":                  "cluster-pool-ipv4-mask-size",
-		"--cluster-pool-ipv4-cidr=10.0.0.0":                "cluster-pool-ipv4-cidr",
-		"--identity-gc-interval=soon":                      "identity-gc-interval",
-		"--no-such-flag":                                   "unknown flag --no-such-flag",
-		"--cluster-pool-ipv4-cidr=10.0.0.0/28":             "mask size 24 does not fit",
-		"--cluster-pool-ipv4-cidr= ":                       "cluster-pool-ipv4-cidr is empty",
-		"--cluster-pool-ipv4-cidr=fd00::/104":              "wrong address family",
-		"--cluster-pool-ipv4-cidr=10.0.0.0/16,10.0.1.0/24": "pools 10.0.0.0/16 and 10.0.1.0/24 overlap",
-	} {
-		if _, err := LoadConfig([]string{arg}, none); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", arg, err)
-		}
-	}
-	c, err := LoadConfig([]string{"--ipam", "kubernetes"}, func(k string) string {
-		if k == "CILIUM_IDENTITY_GC_INTERVAL" {
-			return "1m"
-		}
-		return ""
-	})
-	if err != nil || c.ClusterPool || c.IdentityGCInterval != time.Minute || c.AgentNamespace != "kube-system" {
-		t.Errorf("%+v, %v", c, err)
-	}
-}
-
 func TestOnlyDNSPodsOfAnotherNetworkAreRenewed(t *testing.T) {
 	now := time.Unix(10000, 0)
 	at := func(sec int64) *metav1.Time { m := metav1.Unix(sec, 0); return &m }

@@ -31,7 +31,7 @@ func newPool(o *Operator, v *view) (*pool, error) {
 		on   bool
 		cidr []netip.Prefix
 		mask int
-	}{{o.cfg.IPv4, o.cfg.IPv4Pool, o.cfg.IPv4Mask}, {o.cfg.IPv6, o.cfg.IPv6Pool, o.cfg.IPv6Mask}} {
+	}{{o.cfg.IPv4, o.cfg.PoolIPv4, o.cfg.PoolMaskV4}, {o.cfg.IPv6, o.cfg.PoolIPv6, o.cfg.PoolMaskV6}} {
 		if !f.on {
 			continue
 		}

@@ -29,10 +29,10 @@ func (r *readiness) run(ctx context.Context) error {
 		if n == nil {
 			continue
 		}
-		if r.o.cfg.RemoveTaints && len(withoutTaint(n.Spec.Taints, r.o.cfg.NotReadyTaint)) != len(n.Spec.Taints) {
+		if r.o.cfg.RemoveNodeTaints && len(withoutTaint(n.Spec.Taints, r.o.cfg.NotReadyTaint)) != len(n.Spec.Taints) {
 			errs = append(errs, r.untaint(ctx, name))
 		}
-		if r.o.cfg.SetNodeCondition && !networkUp(n) {
+		if r.o.cfg.SetCiliumIsUp && !networkUp(n) {
 			errs = append(errs, kube.PatchNodeCondition(ctx, r.o.client, name))
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+
+	"lash.internal/lash/agent/config"
 )
 
 // errPoolExhausted says that no subnet is left for a node.
@@ -22,18 +24,12 @@ type subnets struct {
 }
 
 func newSubnets(parents []netip.Prefix, bits int) (*subnets, error) {
+	if err := config.CheckPool(parents, bits); err != nil {
+		return nil, err
+	}
 	s := &subnets{bits: bits, owner: map[netip.Prefix]string{}}
-	for i, p := range parents {
-		p = p.Masked()
-		if bits < p.Bits() || bits > p.Addr().BitLen()-2 {
-			return nil, fmt.Errorf("mask size %d does not fit the pool %s", bits, p)
-		}
-		for _, other := range parents[:i] {
-			if other.Overlaps(p) {
-				return nil, fmt.Errorf("pools %s and %s overlap", other, p)
-			}
-		}
-		s.parents = append(s.parents, p)
+	for _, p := range parents {
+		s.parents = append(s.parents, p.Masked())
 	}
 	return s, nil
 }

@@ -71,7 +71,7 @@ func trimMeta(obj any) (any, error) {
 // newView watches everything and returns when the first full set of everything is there.
 func newView(ctx context.Context, o *Operator) (*view, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	v := &view{namespace: o.cfg.AgentNamespace, wakes: map[kind][]chan struct{}{}}
+	v := &view{namespace: o.cfg.KubernetesNamespace, wakes: map[kind][]chan struct{}{}}
 	core := informers.NewSharedInformerFactory(o.client.Kubernetes, 0)
 	dyn := dynamicinformer.NewDynamicSharedInformerFactory(o.client.Dynamic, 0)
 	v.stops = append(v.stops, func() {

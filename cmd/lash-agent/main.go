@@ -62,7 +62,7 @@ func run(ctx context.Context, name string, args []string) int {
 	case "agent", "cilium-agent":
 		return daemon(ctx, args, agent.Run)
 	case "operator", "cilium-operator-generic", "cilium-operator":
-		return exit(operator.Main(ctx, args, os.Getenv))
+		return daemon(ctx, args, operator.Start)
 	case "init":
 		return nodeinit.Main(ctx, args, nodeinit.World{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, CleanKernel: clean.Kernel})
 	case "echo":
