@@ -12,11 +12,18 @@ import (
 	"fmt"
 	"strings"
 
+	"helm.sh/helm/v3/pkg/action"
 	"helm.sh/helm/v3/pkg/chart"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/client-go/kubernetes"
 
 	"lash.internal/lash/agent/api"
+)
+
+// Names of the workloads in the cluster.
+const (
+	agentDaemonSet     = "cilium"
+	operatorDeployment = "cilium-operator"
 )
 
 // Sentinels of Plan; test with errors.Is.
@@ -49,6 +56,8 @@ type Cluster struct {
 	Server    string // URL of the API server in the kubeconfig
 	Namespace string // where agent and operator run
 	Release   string // name of the Helm release
+
+	helm func() *action.Configuration // a test's stand-in for Helm's connection
 }
 
 // Options is what the user asks for.
@@ -99,7 +108,7 @@ func Make(ctx context.Context, c *Cluster, o Options) (*Plan, error) {
 		func() (err error) { p.Facts, err = detect(ctx, c, o.Values); return err },
 		func() error { p.Facts.Say(level, o.Say); return nil },
 		func() (err error) { p.Values, err = derive(p.Facts, o, level, o.Say); return err },
-		func() (err error) { p.Manifest, err = render(p.Chart, c, p.Facts, p.Values); return err },
+		func() (err error) { p.Manifest, err = render(p.Chart, c, p.Facts.KubeVersion, p.Values); return err },
 		func() (err error) { p.Findings, err = preflight(ctx, c, p); return err },
 	}
 	for _, step := range steps {

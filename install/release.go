@@ -43,14 +43,14 @@ func loadChart(dir, level string) (*helmchart.Chart, error) {
 }
 
 // render is the manifest that Helm would apply, without asking the cluster.
-func render(c *helmchart.Chart, cl *Cluster, f *Facts, vals map[string]any) (string, error) {
+func render(c *helmchart.Chart, cl *Cluster, kubeVersion string, vals map[string]any) (string, error) {
 	in := action.NewInstall(&action.Configuration{
 		Log:      func(string, ...any) {},
 		Releases: storage.Init(driver.NewMemory()),
 	})
 	in.DryRun, in.ClientOnly, in.Replace = true, true, true
 	in.ReleaseName, in.Namespace = cl.Release, cl.Namespace
-	if v, err := chartutil.ParseKubeVersion(f.KubeVersion); err == nil {
+	if v, err := chartutil.ParseKubeVersion(kubeVersion); err == nil {
 		in.KubeVersion = v
 	}
 	rel, err := in.Run(c, vals)
@@ -62,8 +62,7 @@ func render(c *helmchart.Chart, cl *Cluster, f *Facts, vals map[string]any) (str
 
 // Existing reads the newest revision of the release; nil when there is none.
 func Existing(c *Cluster) (*release.Release, error) {
-	st := storage.Init(driver.NewSecrets(c.Clientset.CoreV1().Secrets(c.Namespace)))
-	rel, err := st.Last(c.Release)
+	rel, err := storageOf(c).Last(c.Release)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
 		return nil, nil
 	}
@@ -78,8 +77,18 @@ func Ours(r *release.Release) bool {
 	return r.Chart != nil && r.Chart.Name() == chart.Name
 }
 
-// configuration is Helm's connection to the cluster, with releases kept in secrets.
+// storageOf is where Helm keeps the revisions of releases: secrets.
+func storageOf(c *Cluster) *storage.Storage {
+	return storage.Init(driver.NewSecrets(c.Clientset.CoreV1().Secrets(c.Namespace)))
+}
+
+// configuration is Helm's connection to the cluster.
 func configuration(c *Cluster, historyMax int, log func(string, ...any)) (*action.Configuration, error) {
+	if c.helm != nil {
+		cfg := c.helm()
+		cfg.Releases.MaxHistory = historyMax
+		return cfg, nil
+	}
 	cfg := &action.Configuration{}
 	if err := cfg.Init(c.Getter, c.Namespace, "secret", log); err != nil {
 		return nil, fmt.Errorf("connecting Helm to the cluster: %w", err)

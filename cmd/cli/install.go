@@ -3,17 +3,14 @@
 package cli
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
+	"k8s.io/apimachinery/pkg/types"
 
 	"lash.internal/lash/cmd/kube"
 	cliterm "lash.internal/lash/cmd/term"
@@ -106,11 +103,7 @@ func clusterOf(c *kube.Client) *install.Cluster {
 func runInstall(ctx context.Context, w World, f *installFlags) error {
 	out, progress := cliterm.New(w.Out, w.Getenv), cliterm.New(w.Err, w.Getenv)
 	if f.listVersions {
-		var rows [][]string
-		for _, v := range install.Versions() {
-			rows = append(rows, v[:])
-		}
-		out.Table([]string{"VERSION", "IS"}, rows)
+		listVersions(out)
 		return nil
 	}
 	user, err := f.values.all().Merge()
@@ -162,7 +155,15 @@ func runInstall(ctx context.Context, w World, f *installFlags) error {
 	if !f.wait {
 		return nil
 	}
-	return waitInstalled(ctx, progress, client, f.waitDuration)
+	return waitInstalled(ctx, progress, client, f.waitDuration, nil)
+}
+
+func listVersions(t *cliterm.Term) {
+	var rows [][]string
+	for _, v := range install.Versions() {
+		rows = append(rows, v[:])
+	}
+	t.Table([]string{"VERSION", "IS"}, rows)
 }
 
 // imageOnLocalNode asks the nodes of a cluster that runs on this machine; nil for other clusters.
@@ -188,8 +189,12 @@ func alreadyInstalled(t *cliterm.Term, c *install.Cluster, withValues bool) (don
 		return false, err
 	}
 	if rel.Info.Status != "deployed" {
-		return true, fmt.Errorf("release %s is in state %s since %s: run `lash uninstall`, then install again",
-			c.Release, rel.Info.Status, rel.Info.LastDeployed.Format(time.RFC3339))
+		next := "run `lash uninstall`, then install again"
+		if rel.Version > 1 {
+			next = "run `lash upgrade` to try again, or `lash rollback`"
+		}
+		return true, fmt.Errorf("release %s is in state %s since %s: %s",
+			c.Release, rel.Info.Status, rel.Info.LastDeployed.Format(time.RFC3339), next)
 	}
 	t.Println("ℹ️  Lash %s is already installed: release %s in namespace %s, revision %d. Nothing was changed.",
 		rel.Chart.Metadata.Version, c.Release, c.Namespace, rel.Version)
@@ -213,46 +218,31 @@ func printFindings(t *cliterm.Term, findings []install.Finding) {
 // consent shows the findings and stops where one of them blocks or where the user says no.
 func consent(w World, t *cliterm.Term, c *kube.Client, findings []install.Finding, yes bool) error {
 	printFindings(t, findings)
-	var asks, blocks int
-	kind := install.ErrPreflight
+	if err := blocked(findings); err != nil {
+		return err
+	}
 	for _, f := range findings {
-		switch f.Level {
-		case install.Block:
-			blocks++
-			switch {
-			case f.Foreign:
-				kind = install.ErrForeign
-			case f.Denied && !errors.Is(kind, install.ErrForeign):
-				kind = kube.ErrForbidden
+		if f.Level == install.Ask {
+			if err := confirm(w, yes, fmt.Sprintf("Install into context %q nevertheless?", c.Context)); err != nil {
+				return fmt.Errorf("%w: %w", install.ErrPreflight, err)
 			}
-		case install.Ask:
-			asks++
+			return nil
 		}
-	}
-	switch {
-	case blocks > 0:
-		return fmt.Errorf("%w: nothing was changed", kind)
-	case asks == 0 || yes:
-		return nil
-	}
-	in, ok := w.In.(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
-		return fmt.Errorf("%w: nothing was changed; add --yes to install nevertheless", install.ErrPreflight)
-	}
-	fmt.Fprintf(w.Err, "Install into context %q nevertheless? [y/N] ", c.Context)
-	line, err := bufio.NewReader(in).ReadString('\n')
-	if err != nil || !strings.EqualFold(strings.TrimSpace(line), "y") && !strings.EqualFold(strings.TrimSpace(line), "yes") {
-		return fmt.Errorf("%w: nothing was changed", install.ErrPreflight)
 	}
 	return nil
 }
 
-// waitInstalled waits for the agents and for the operator.
-func waitInstalled(ctx context.Context, t *cliterm.Term, c *kube.Client, limit time.Duration) error {
+// waitInstalled waits for the agents and for the operator, and before that for the end of the old
+// pods that were told to go.
+func waitInstalled(ctx context.Context, t *cliterm.Term, c *kube.Client, limit time.Duration, old map[types.UID]bool) error {
 	ctx, cancel := kube.WithTimeout(ctx, limit)
 	defer cancel()
 	s := t.Step("Waiting for the agents")
-	if err := s.Done(c.WaitDaemonSet(ctx, c.Namespace, "cilium")); err != nil {
+	err := waitReplaced(ctx, c, old)
+	if err == nil {
+		err = c.WaitDaemonSet(ctx, c.Namespace, "cilium")
+	}
+	if s.Done(err) != nil {
 		return fmt.Errorf("waiting for the agents: %w; see `lash status`", err)
 	}
 	s = t.Step("Waiting for the operator")

@@ -174,6 +174,9 @@ func noSuchCommand(c *cobra.Command, args []string) error {
 var commands = []func(World) *cobra.Command{
 	newInstall,
 	newUpgrade,
+	newRollback,
+	newHistory,
+	newConfig,
 	newUninstall,
 	newStatus,
 	newIdentity,

@@ -97,11 +97,20 @@ func inner(path string) bool {
 
 // Nearest is the known key that looks most like path, or "" if none does.
 func Nearest(path string) string {
-	best, bestDist := "", len(path)/3+2
-	for _, p := range Paths() {
-		d := distance(strings.ToLower(path), strings.ToLower(p), bestDist)
-		// At equal distance a key that works is the better guess.
-		if d < bestDist || d == bestDist && best != "" && table()[p].Class < table()[best].Class {
+	// At equal distance a key that works is the better guess.
+	return nearest(path, Paths(), func(a, b string) bool { return table()[a].Class < table()[b].Class })
+}
+
+// NearestOf is the word of a list that looks most like word, or "" if none does.
+func NearestOf(word string, list []string) string {
+	return nearest(word, list, func(string, string) bool { return false })
+}
+
+func nearest(word string, list []string, better func(a, b string) bool) string {
+	best, bestDist := "", len(word)/3+2
+	for _, p := range list {
+		d := distance(strings.ToLower(word), strings.ToLower(p), bestDist)
+		if d < bestDist || d == bestDist && best != "" && better(p, best) {
 			best, bestDist = p, d
 		}
 	}
