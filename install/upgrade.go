@@ -88,7 +88,7 @@ func earlierDefaults(now, before map[string]any) map[string]any {
 
 // fromFlags are values that flags other than --set stand for.
 func (ch *Change) fromFlags() map[string]any {
-	d := derivation{f: &Facts{}, out: map[string]any{}, user: ch.options.Values, say: ch.options.Say}
+	d := derivation{f: &Facts{}, out: map[string]any{}, user: orEmpty(ch.options.Values), mode: ch.options.DatapathMode, say: ch.options.Say}
 	if ch.options.DatapathMode != "" {
 		d.datapath()
 	}

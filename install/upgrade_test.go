@@ -260,6 +260,10 @@ func TestUpgradeSaysWhatHappensToPods(t *testing.T) {
 	if err != nil || !strings.Contains(ch.Manifest, NoScheduleLabel) {
 		t.Errorf("--nodes-without-cilium is not in the manifest (%v)", err)
 	}
+	ch, err = i.upgrade("", Options{DatapathMode: "native"}, ResetThenReuse)
+	if err != nil || lookup(ch.Values, "routingMode") != "native" {
+		t.Errorf("--datapath-mode native: %v, %v", lookup(ch.Values, "routingMode"), err)
+	}
 }
 
 func TestUpgradeShowsWhatWasChangedByHand(t *testing.T) {

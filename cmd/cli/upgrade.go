@@ -74,7 +74,7 @@ away. lash rollback undoes it.`,
 	fs.StringVar(&f.version, "version", "", "Version to upgrade to, or a Cilium version 1.15.x or 1.16.x to report as compatibility level")
 	fs.BoolVar(&f.listVersions, "list-versions", false, "List what --version takes and do nothing else")
 	fs.StringVar(&f.chartDir, "chart-directory", "", "Folder with a chart to use instead of the built-in one (see lash chart export)")
-	fs.StringVar(&f.datapathMode, "datapath-mode", "", "How packets reach other nodes: tunnel")
+	fs.StringVar(&f.datapathMode, "datapath-mode", "", "How packets reach other nodes: tunnel or native")
 	fs.BoolVar(&f.without, "nodes-without-cilium", false, "Leave out nodes with the label "+install.NoScheduleLabel+"=true")
 	fs.BoolVar(&f.resetReuse, "reset-then-reuse-values", true, "Take the chart's defaults and the values that were given before")
 	fs.BoolVar(&f.reset, "reset-values", false, "Forget the values that were given before")
