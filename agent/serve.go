@@ -77,7 +77,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	readable := dump.New(a.kernel.maps.All())
 	srv := rest.New(rest.Sources{
 		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Attachments: a.attachments,
-		Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile,
+		Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile, Datapath: a.datapath,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
 		Services: a.svc.list, Events: a.events, CNI: a.pods.Handler(), Log: a.log,
 	})
@@ -171,7 +171,7 @@ func (a *Agent) attachments() api.AttachmentStatus {
 	st := a.kernel.attach.State()
 	made, _ := a.kernel.devices.State()
 	return api.AttachmentStatus{
-		Generation: st.Generation, Devices: st.Hooks, Sockets: st.Sockets, Behind: st.Behind, Foreign: st.Foreign,
+		Generation: st.Generation, Adopted: st.Adopted, Devices: st.Hooks, Sockets: st.Sockets, Behind: st.Behind, Foreign: st.Foreign,
 		Repairs: st.Repairs, DeviceRepairs: made, LastAudit: st.LastAudit,
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -434,6 +435,7 @@ func (g *gather) judgeAgent(pod string, st *api.StatusResponse) {
 	if h := st.Hubble; h != nil {
 		judge("hubble", &api.Status{State: h.State, Msg: h.Msg})
 	}
+	g.judgeKernel(pod, st, next)
 	for _, c := range st.Controllers {
 		s := c.Status
 		if s.ConsecutiveFailureCount == 0 {
@@ -447,6 +449,40 @@ func (g *gather) judgeAgent(pod string, st *api.StatusResponse) {
 			Message: fmt.Sprintf("controller %s is failing since %s (%dx): %s", c.Name, since, s.ConsecutiveFailureCount, s.LastFailureMsg),
 			Next:    next,
 		})
+	}
+}
+
+// MapWarning is the share of a map in use from which on it counts as nearly full.
+const MapWarning = 0.9
+
+// judgeKernel looks at what is in the kernel of the node: programs that are not where they belong,
+// and maps that are nearly full.
+func (g *gather) judgeKernel(pod string, st *api.StatusResponse, next string) {
+	if st.Datapath != nil {
+		for _, a := range st.Datapath.Attachments {
+			if a.State != api.AttachmentMissing {
+				continue
+			}
+			p := Problem{
+				Message: fmt.Sprintf("no program on %s %s, %s belongs there: its packets pass unseen", a.Device, a.Direction, a.Program),
+				Next:    fmt.Sprintf("the agent puts it back within seconds; if it does not: kubectl -n %s delete pod %s", g.Namespace, pod),
+			}
+			if len(a.Others) > 0 {
+				p.Evidence = "there is " + strings.Join(a.Others, ", ")
+			}
+			g.out.addError(Agent, pod, p)
+		}
+	}
+	if st.BPFMaps == nil {
+		return
+	}
+	for _, m := range st.BPFMaps.Maps {
+		if share, ok := m.Fill(); ok && share >= MapWarning {
+			g.out.addWarning(Agent, pod, Problem{
+				Message: fmt.Sprintf("map %s is %.0f %% full: %d of %d entries", m.Name, 100*share, m.Entries, m.Size),
+				Next:    next,
+			})
+		}
 	}
 }
 

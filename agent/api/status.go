@@ -28,6 +28,7 @@ type StatusResponse struct {
 	CNIFile               *Status               `json:"cni-file,omitempty"`
 	ContainerRuntime      *Status               `json:"container-runtime,omitempty"`
 	Controllers           []Controller          `json:"controllers,omitempty"`
+	Datapath              *DatapathStatus       `json:"datapath,omitempty"`
 	DatapathMode          string                `json:"datapath-mode,omitempty"`
 	ConfiguredMode        string                `json:"configured-datapath-mode,omitempty"`
 	Encryption            *EncryptionStatus     `json:"encryption,omitempty"`
@@ -50,8 +51,10 @@ type StatusResponse struct {
 
 // AttachmentStatus says which programs are attached to the node.
 type AttachmentStatus struct {
-	// Generation names the set of programs in use.
+	// Generation names the set of programs in use. Adopted says that the agent found them in the
+	// kernel when it started, and did not load them.
 	Generation string `json:"generation"`
+	Adopted    bool   `json:"adopted"`
 	// Devices and Sockets count hooks with a program of the agent, Behind those of devices that
 	// still have one of another generation, Foreign programs of others on the same hooks.
 	Devices int `json:"devices"`
@@ -98,10 +101,62 @@ type BPFMapStatus struct {
 	Maps             []BPFMapSize `json:"maps"`
 }
 
-// BPFMapSize is the capacity of one map, in entries.
+// BPFMapSize is the capacity of one map and how many entries it holds.
 type BPFMapSize struct {
-	Name string `json:"name"`
-	Size int64  `json:"size"`
+	Name    string `json:"name"`
+	Size    int64  `json:"size"`
+	Entries int64  `json:"entries"` // -1: not counted
+	Type    string `json:"type,omitempty"`
+}
+
+// Fill is the share of the map that is in use, from 0 to 1; ok is false where that says nothing:
+// entries are not counted, or old ones make room for new ones.
+func (m BPFMapSize) Fill() (share float64, ok bool) {
+	if m.Entries < 0 || m.Size <= 0 || m.Type == "LRUHash" {
+		return 0, false
+	}
+	return float64(m.Entries) / float64(m.Size), true
+}
+
+// DatapathStatus is what the agent has in the kernel, read from the kernel.
+type DatapathStatus struct {
+	MTU         *MTUStatus   `json:"mtu,omitempty"`
+	Attachments []Attachment `json:"attachments"`
+	Drops       []DropCount  `json:"drops"`
+}
+
+// MTUStatus is the largest packet, in bytes, between nodes and of a pod.
+type MTUStatus struct {
+	Underlay int `json:"underlay"`
+	Pod      int `json:"pod"`
+}
+
+// States of an attachment.
+const (
+	AttachmentOK      = "ok"
+	AttachmentBehind  = "behind" // the program is there, of another generation
+	AttachmentMissing = "missing"
+	AttachmentUnknown = "unknown"
+)
+
+// Attachment is one hook, the program that belongs there, and whether it is there.
+type Attachment struct {
+	Device    string `json:"device"`          // or the cgroup's path
+	Direction string `json:"direction"`       // ingress, egress, socket
+	Owner     string `json:"owner,omitempty"` // pod, namespace/name; empty for the node
+	Program   string `json:"program"`
+	State     string `json:"state"`
+	Error     string `json:"error,omitempty"` // why the state is not ok
+	// Others are further programs on the hook, in the order in which they run.
+	Others []string `json:"others,omitempty"`
+}
+
+// DropCount counts the packets that were dropped for one reason.
+type DropCount struct {
+	Reason    string `json:"reason"`
+	Direction string `json:"direction"` // ingress, egress
+	Packets   uint64 `json:"packets"`
+	Bytes     uint64 `json:"bytes"`
 }
 
 // ClockSource is the clock that programs use: "ktime" or "jiffies".

@@ -245,23 +245,8 @@ func (c *tableCollector) collectTraffic(ch chan<- prometheus.Metric, counter fun
 		ch <- prometheus.NewInvalidMetric(c.drops, err)
 		return
 	}
-	type key struct {
-		reason string
-		in     bool
-	}
-	sum := map[key]api.TrafficCount{}
-	for _, t := range counts {
-		k := key{t.Reason, t.Ingress}
-		x := sum[k]
-		x.Packets += t.Packets
-		x.Bytes += t.Bytes
-		sum[k] = x
-	}
-	for k, x := range sum {
-		dir := "EGRESS"
-		if k.in {
-			dir = "INGRESS"
-		}
+	for k, x := range sumTraffic(counts) {
+		dir := k.direction()
 		if k.reason == "" {
 			counter(c.forwards, float64(x.Packets), dir)
 			counter(c.forwardBytes, float64(x.Bytes), dir)
@@ -270,4 +255,29 @@ func (c *tableCollector) collectTraffic(ch chan<- prometheus.Metric, counter fun
 		counter(c.drops, float64(x.Packets), k.reason, dir)
 		counter(c.dropBytes, float64(x.Bytes), k.reason, dir)
 	}
+}
+
+// trafficKey is what counters are summed up by.
+type trafficKey struct {
+	reason  string // empty: forwarded
+	ingress bool
+}
+
+func (k trafficKey) direction() string {
+	if k.ingress {
+		return "INGRESS"
+	}
+	return "EGRESS"
+}
+
+func sumTraffic(counts []api.TrafficCount) map[trafficKey]api.TrafficCount {
+	sum := map[trafficKey]api.TrafficCount{}
+	for _, t := range counts {
+		k := trafficKey{t.Reason, t.Ingress}
+		x := sum[k]
+		x.Packets += t.Packets
+		x.Bytes += t.Bytes
+		sum[k] = x
+	}
+	return sum
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,5 +226,21 @@ func TestLabelsWithoutAValue(t *testing.T) {
 	}
 	if len(id.Labels) != 2 || id.Labels[1] != "k8s:edge" || id.LabelsSHA256 != LabelsHash([]string{"k8s:app=a", "k8s:edge="}) {
 		t.Errorf("%+v", id)
+	}
+}
+
+func TestStatusTellsOfTheKernel(t *testing.T) {
+	s := New(Sources{
+		Datapath: func() *api.DatapathStatus { return &api.DatapathStatus{MTU: &api.MTUStatus{Pod: 1450}} },
+		Traffic: func() ([]api.TrafficCount, error) {
+			return []api.TrafficCount{
+				{Ingress: true, Packets: 99}, {Reason: "Invalid source ip", Packets: 1, Bytes: 10}, {Reason: "TTL exceeded", Ingress: true, Packets: 5, Bytes: 50},
+				{Reason: "Invalid source ip", Packets: 2, Bytes: 20}, // of another line of the source
+			}, nil
+		},
+	})
+	want := []api.DropCount{{Reason: "TTL exceeded", Direction: "ingress", Packets: 5, Bytes: 50}, {Reason: "Invalid source ip", Direction: "egress", Packets: 3, Bytes: 30}}
+	if got := s.Status().Datapath; got == nil || got.MTU.Pod != 1450 || !slices.Equal(got.Drops, want) {
+		t.Errorf("got %+v", got)
 	}
 }

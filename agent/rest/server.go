@@ -86,8 +86,10 @@ type Sources struct {
 	Events          EventSource
 	// Traffic reads the datapath's counters.
 	Traffic func() ([]api.TrafficCount, error)
-	CNI     http.Handler // of /v1/cni/
-	Log     *slog.Logger
+	// Datapath reads what the agent has in the kernel; the drops are filled in here.
+	Datapath func() *api.DatapathStatus
+	CNI      http.Handler // of /v1/cni/
+	Log      *slog.Logger
 }
 
 // Server answers requests about one agent.

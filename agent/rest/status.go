@@ -69,15 +69,41 @@ func (s *Server) Status() api.StatusResponse {
 		if maps, err := s.src.Maps.Maps(); err == nil {
 			out.BPFMaps = &api.BPFMapStatus{Maps: []api.BPFMapSize{}}
 			for _, m := range maps {
-				out.BPFMaps.Maps = append(out.BPFMaps.Maps, api.BPFMapSize{Name: m.Name, Size: m.MaxEntries})
+				out.BPFMaps.Maps = append(out.BPFMaps.Maps, api.BPFMapSize{Name: m.Name, Size: m.MaxEntries, Entries: m.Entries, Type: m.Type})
 			}
 		}
+	}
+	if s.src.Datapath != nil {
+		out.Datapath = s.src.Datapath()
+		out.Datapath.Drops = s.drops()
 	}
 	if s.src.NetworkPolicies != nil {
 		if n := s.src.NetworkPolicies(); n > 0 {
 			out.NetworkPolicyWarnings = []string{fmt.Sprintf("%d NetworkPolicies exist and are not enforced", n)}
 		}
 	}
+	return out
+}
+
+// drops sums the dropped packets up by reason and direction, most first.
+func (s *Server) drops() []api.DropCount {
+	out := []api.DropCount{}
+	if s.src.Traffic == nil {
+		return out
+	}
+	counts, err := s.src.Traffic()
+	if err != nil {
+		s.src.Log.Warn("drops not counted", "error", err)
+		return out
+	}
+	for k, x := range sumTraffic(counts) {
+		if k.reason != "" {
+			out = append(out, api.DropCount{Reason: k.reason, Direction: strings.ToLower(k.direction()), Packets: x.Packets, Bytes: x.Bytes})
+		}
+	}
+	slices.SortFunc(out, func(a, b api.DropCount) int {
+		return cmp.Or(-cmp.Compare(a.Packets, b.Packets), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Direction, b.Direction))
+	})
 	return out
 }
 

@@ -344,32 +344,3 @@ func writeRows(t *term.Term, rows [][]string) {
 		fmt.Fprintln(t.W, strings.TrimRight(b.String(), " "))
 	}
 }
-
-// writeVerbose prints one line an agent.
-func writeVerbose(t *term.Term, s *status.Status) {
-	fmt.Fprintln(t.W)
-	rows := [][]string{}
-	for _, pod := range slices.Sorted(maps.Keys(s.CiliumStatus)) {
-		st := s.CiliumStatus[pod]
-		kpr, ipam, healthy, version := "-", "-", 0, "-"
-		if st.KubeProxyReplacement != nil {
-			kpr = st.KubeProxyReplacement.Mode
-		}
-		if st.IPAM != nil {
-			ipam = strings.TrimSuffix(strings.TrimSpace(st.IPAM.Status), ",")
-		}
-		if st.Cilium != nil {
-			version = st.Cilium.Msg
-		}
-		for _, c := range st.Controllers {
-			if c.Status.ConsecutiveFailureCount == 0 {
-				healthy++
-			}
-		}
-		rows = append(rows, []string{
-			pod, version, kpr, fmt.Sprintf("%d/%d", healthy, len(st.Controllers)),
-			fmt.Sprint(len(s.CiliumEndpoints[pod])), ipam,
-		})
-	}
-	t.Table([]string{"AGENT", "VERSION", "KUBEPROXYREPLACEMENT", "CONTROLLERS", "ENDPOINTS", "IPAM"}, rows)
-}

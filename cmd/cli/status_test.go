@@ -218,8 +218,55 @@ func TestStatusOfAHealthyCluster(t *testing.T) {
 		t.Errorf("exit %d: %v", code, err)
 	}
 	statusGolden(t, "status", out)
-	out, _, _ = showStatus(statusFlags{output: "summary", verbose: true}, collector(t, healthy(t), agents(nil)))
+	out, _, _ = showStatus(statusFlags{output: "summary", verbose: true}, collector(t, healthy(t), agents(kernelOf)))
 	statusGolden(t, "status-verbose", out)
+}
+
+// kernelOf lets each agent tell another story of its node's kernel.
+func kernelOf(pod string, st *api.StatusResponse) {
+	st.AttachMode = "TCX"
+	st.Cluster = &api.ClusterStatus{Self: "c/node" + pod[len(pod)-1:]}
+	st.BPFMaps = &api.BPFMapStatus{Maps: []api.BPFMapSize{
+		{Name: "addr", Type: "Hash", Size: 1000, Entries: 120}, {Name: "ct4_new", Type: "LRUHash", Size: 1000, Entries: 1000},
+		{Name: "slot", Type: "Array", Size: 65536, Entries: -1},
+	}}
+	st.Attachments = &api.AttachmentStatus{Generation: "8f3a1c2b4d5e6f70", Adopted: true, Devices: 3, Sockets: 1}
+	st.Datapath = &api.DatapathStatus{
+		MTU: &api.MTUStatus{Underlay: 1500, Pod: 1450},
+		Attachments: []api.Attachment{
+			{Device: "cilium_vxlan", Direction: "ingress", Program: "ov_from", State: api.AttachmentOK},
+			{Device: "eth0", Direction: "ingress", Program: "nd_from", State: api.AttachmentOK},
+			{Device: "lxc0123456789ab", Direction: "ingress", Owner: "default/a", Program: "pod_from", State: api.AttachmentOK},
+			{Device: "/run/cilium/cgroupv2", Direction: "socket", Program: "connect4", State: api.AttachmentOK},
+		},
+	}
+	switch pod {
+	case "cilium-2":
+		st.Datapath.Drops = []api.DropCount{{Reason: "Invalid source ip", Direction: "egress", Packets: 12, Bytes: 1200}}
+		st.Datapath.Attachments[1].Others = []string{"program 17 (tcx)"}
+	case "cilium-3":
+		st.Attachments.Adopted, st.Attachments.Repairs = false, 2
+		st.Datapath.Attachments[1].State, st.Datapath.Attachments[1].Error = api.AttachmentBehind, "nd_from of generation 1111111111111111"
+		st.Datapath.MTU = &api.MTUStatus{Underlay: 9000, Pod: 9000}
+		st.Datapath.Attachments[2].State = api.AttachmentMissing
+		st.Datapath.Attachments[0].State, st.Datapath.Attachments[0].Error = api.AttachmentUnknown, "programs on if9/in: operation not permitted"
+		st.BPFMaps.Maps[0].Entries = 930
+	}
+}
+
+func TestStatusNamesWhatIsWrongInTheKernel(t *testing.T) {
+	out, code, _ := showStatus(statusFlags{output: "summary"}, collector(t, healthy(t), agents(kernelOf)))
+	if code != ExitFailed {
+		t.Errorf("exit %d", code)
+	}
+	for _, want := range []string{
+		"no program on lxc0123456789ab ingress, pod_from belongs there", "the agent puts it back within seconds; if it does not: kubectl -n kube-system delete pod cilium-3",
+		"map addr is 93 % full: 930 of 1000 entries", "1 errors, 1 warnings",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
+		}
+	}
 }
 
 func TestStatusJSONHasTheKeysThatScriptsRead(t *testing.T) {

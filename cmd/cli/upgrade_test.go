@@ -165,7 +165,7 @@ func TestCommandLines(t *testing.T) {
 		"accepts 2 arg(s), received 1":          {[]string{"config", "set", "a"}, ExitUsage},
 		"want table, json or yaml":              {[]string{"config", "view", "-o", "x"}, ExitUsage},
 		"[reset-then-reuse-values reset-values": {[]string{"upgrade", "--reset-values", "--reset-then-reuse-values"}, ExitUsage},
-		"unknown command \"upgrad\"":             {[]string{"upgrad"}, ExitUsage},
+		"unknown command \"upgrad\"":            {[]string{"upgrad"}, ExitUsage},
 		"names no registry":                     {[]string{"image", "push", "lash"}, ExitUsage},
 	} {
 		code, _, stderr := lash(t, unreachable, c.args...)

@@ -182,7 +182,15 @@ func serve(t *testing.T, ready error, failing string) string {
 			}
 			return out
 		},
-		Maps: fakeMaps{}, Events: fakeEvents{},
+		Maps: fakeMaps{}, Datapath: func() *api.DatapathStatus {
+			return &api.DatapathStatus{
+				MTU: &api.MTUStatus{Underlay: 1500, Pod: 1450},
+				Attachments: []api.Attachment{
+					{Device: "eth0", Direction: "ingress", Program: "nd_from", State: api.AttachmentOK, Others: []string{"program 17 (tcx)"}},
+					{Device: "lxc0123456789ab", Direction: "egress", Owner: "default/a", Program: "pod_to", State: api.AttachmentMissing},
+				},
+			}
+		}, Events: fakeEvents{},
 		Traffic: func() ([]api.TrafficCount, error) {
 			return []api.TrafficCount{
 				{Ingress: true, Packets: 5, Bytes: 500},

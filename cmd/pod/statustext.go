@@ -87,6 +87,11 @@ func writeStatus(w io.Writer, st *api.StatusResponse, d details, now time.Time) 
 			return err
 		}
 	}
+	if d.maps && st.Datapath != nil {
+		if err := errors.Join(t.Flush(), writeDatapath(w, st.Datapath)); err != nil {
+			return err
+		}
+	}
 	if e := st.Encryption; e != nil {
 		fmt.Fprintf(t, "Encryption:\t%s\t%s\n", e.Mode, e.Msg)
 	}
@@ -351,9 +356,38 @@ func writeMaps(w io.Writer, m *api.BPFMapStatus) error {
 	}
 	t := table(w, 2)
 	fmt.Fprintf(t, "BPF Maps:\tdynamic sizing: %s\n", sizing)
-	fmt.Fprintf(t, "  Name\tSize\n")
+	fmt.Fprintf(t, "  Name\tSize\tEntries\n")
 	for _, x := range m.Maps {
-		fmt.Fprintf(t, "  %s\t%d\n", x.Name, x.Size)
+		entries := "-"
+		if x.Entries >= 0 {
+			entries = fmt.Sprint(x.Entries)
+		}
+		fmt.Fprintf(t, "  %s\t%d\t%s\n", x.Name, x.Size, entries)
+	}
+	return t.Flush()
+}
+
+// writeDatapath prints what is in the kernel: the programs by hook, the sizes of packets, and what
+// was dropped.
+func writeDatapath(w io.Writer, d *api.DatapathStatus) error {
+	t := table(w, 2)
+	if d.MTU != nil {
+		fmt.Fprintf(t, "MTU:\t%d between nodes, %d for pods\n", d.MTU.Underlay, d.MTU.Pod)
+	}
+	fmt.Fprintf(t, "Hooks:\t%d\n", len(d.Attachments))
+	fmt.Fprintf(t, "  Hook\tDirection\tProgram\tState\tOthers\n")
+	for _, a := range d.Attachments {
+		state := a.State
+		if a.Error != "" {
+			state += ": " + a.Error
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\n", a.Device, a.Direction, a.Program, state, strings.Join(a.Others, ", "))
+	}
+	if len(d.Drops) > 0 {
+		fmt.Fprintf(t, "  Dropped\tDirection\tPackets\tBytes\n")
+	}
+	for _, x := range d.Drops {
+		fmt.Fprintf(t, "  %s\t%s\t%d\t%d\n", x.Reason, x.Direction, x.Packets, x.Bytes)
 	}
 	return t.Flush()
 }

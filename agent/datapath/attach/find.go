@@ -3,12 +3,12 @@
 package attach
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 )
 
@@ -38,23 +38,11 @@ func Find(ids []ebpf.ProgramID) ([]string, error) {
 	var out []string
 	for _, d := range devs {
 		for _, h := range []Hook{{d.Attrs().Index, false}, {d.Attrs().Index, true}} {
-			var there []ebpf.ProgramID
-			// A kernel without tcx has no such programs.
-			if q, err := link.QueryPrograms(link.QueryOptions{Target: h.Ifindex, Attach: h.tcx()}); err == nil {
-				for _, p := range q.Programs {
-					there = append(there, p.ID)
-				}
+			there, err := OnDevice(h)
+			if err != nil && !errors.Is(err, ErrNoDevice) {
+				return nil, err
 			}
-			filters, err := netlink.FilterList(d, parent(h.Egress))
-			if err != nil {
-				return nil, fmt.Errorf("filters of %s: %w", d.Attrs().Name, err)
-			}
-			for _, f := range filters {
-				if b, ok := f.(*netlink.BpfFilter); ok {
-					there = append(there, ebpf.ProgramID(b.Id))
-				}
-			}
-			if slices.ContainsFunc(there, func(id ebpf.ProgramID) bool { return slices.Contains(ids, id) }) {
+			if slices.ContainsFunc(there, func(s Seen) bool { return slices.Contains(ids, s.ID) }) {
 				out = append(out, d.Attrs().Name)
 				break
 			}

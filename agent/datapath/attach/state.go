@@ -14,10 +14,11 @@ type State struct {
 	// Mode is the way of attaching to devices: "TCX" or "Legacy TC".
 	Mode       string
 	Generation string
-	Hooks      int // of devices, with a program of ours
-	Behind     int // of these, with a program of another generation
-	Sockets    int // of the cgroup, with a program of ours
-	Foreign    int // programs of others on the same hooks
+	Adopted    bool // the generation was in the kernel when the agent started
+	Hooks      int  // of devices, with a program of ours
+	Behind     int  // of these, with a program of another generation
+	Sockets    int  // of the cgroup, with a program of ours
+	Foreign    int  // programs of others on the same hooks
 	// Twins are hooks with a second link of ours that cannot be taken off, in words.
 	Twins []string
 	// Unpinned are hooks served by a link that has lost its pin and cannot be taken up, in words.
@@ -48,7 +49,8 @@ func (a *Attacher) State() State {
 			s.Behind++
 		}
 	}
-	s.Mode, s.Generation, s.Handover, s.Twins = a.mode(), a.programs.Hash, a.both, slices.Clone(s.Twins)
+	s.Mode, s.Handover, s.Twins = a.mode(), a.both, slices.Clone(s.Twins)
+	s.Generation, s.Adopted = a.programs.Hash, a.programs.Adopted
 	s.Unpinned = slices.Clone(s.Unpinned)
 	return s
 }
