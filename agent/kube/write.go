@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 
+	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/kube/ciliumio"
 	"lash.internal/lash/agent/state"
 )
@@ -323,7 +324,7 @@ func NodeCondition(now time.Time) corev1.NodeCondition {
 	return corev1.NodeCondition{
 		Type:               corev1.NodeNetworkUnavailable,
 		Status:             corev1.ConditionFalse,
-		Reason:             "CiliumIsUp",
+		Reason:             api.NetworkUp,
 		Message:            "Cilium is running on this node",
 		LastTransitionTime: metav1.NewTime(now),
 		LastHeartbeatTime:  metav1.NewTime(now),
@@ -339,7 +340,7 @@ func (w *writers) writeCondition(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeNetworkUnavailable && c.Status == corev1.ConditionFalse && c.Reason == "CiliumIsUp" {
+		if c.Type == corev1.NodeNetworkUnavailable && c.Status == corev1.ConditionFalse && c.Reason == api.NetworkUp {
 			return false, nil
 		}
 	}

@@ -7,10 +7,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Steps lists the names that Main knows.
-const Steps = "mount-bpffs, mount-cgroup, install-cni, clean-state"
+const Steps = "mount-bpffs, mount-cgroup, install-cni, clean-state, leave"
 
 // World is what Main takes from outside.
 type World struct {
@@ -47,15 +48,17 @@ func Main(ctx context.Context, args []string, w World) int {
 	switch step {
 	case "mount-bpffs":
 		path := fl.String("path", env("BPF_ROOT", "/sys/fs/bpf"), "where the BPF file system has to be")
+		state := fl.String("state-dir", "/run/lash", "where it is remembered that it was mounted")
 		run = func() (string, error) {
-			done, err := MountBPF(*path)
+			done, err := MountBPF(*path, *state)
 			return say(done, "mounted bpffs at "+*path, "bpffs is mounted at "+*path, err)
 		}
 	case "mount-cgroup":
 		path := fl.String("path", env("CGROUP_ROOT", "/run/cilium/cgroupv2"), "where the cgroup2 hierarchy has to be")
 		host := fl.String("host-cgroup", "/host/sys/fs/cgroup", "the node's /sys/fs/cgroup")
+		state := fl.String("state-dir", "/run/lash", "where it is remembered that it was mounted")
 		run = func() (string, error) {
-			done, err := MountCgroup(*path, *host)
+			done, err := MountCgroup(*path, *host, *state)
 			return say(done, "bound the node's cgroup2 hierarchy at "+*path, "cgroup2 is mounted at "+*path, err)
 		}
 	case "install-cni":
@@ -81,6 +84,18 @@ func Main(ctx context.Context, args []string, w World) int {
 			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Folders: []string{"/run/lash", "/var/run/cilium"}}
 			err := Clean(ctx, t, func(ctx context.Context) error { return w.CleanKernel(ctx, *bpfRoot) })
 			return "removed programs, maps, devices, routes and files of Lash", err
+		}
+	case "leave":
+		root := fl.String("root", "/host", "where the node's file system is")
+		state := fl.String("state-dir", "/run/lash", "the agent's state folder on the node")
+		runDir := fl.String("run-dir", "/var/run/cilium", "the folder of the agent's sockets on the node")
+		run = func() (string, error) {
+			kept, err := Leave(*root, *state, []string{*runDir})
+			msg := "unmounted what Lash had mounted and removed empty folders"
+			if len(kept) > 0 {
+				msg += "; others use " + strings.Join(kept, ", ") + ", it stays mounted"
+			}
+			return msg, err
 		}
 	default:
 		fmt.Fprintf(errw, "Error: unknown init step %q, known: %s\n", step, Steps)

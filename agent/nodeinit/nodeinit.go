@@ -19,10 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountBPF mounts bpffs at path unless one is there.
-func MountBPF(path string) (done bool, err error) {
+// MountBPF mounts bpffs at path unless one is there, and remembers it in the state folder.
+func MountBPF(path, stateDir string) (done bool, err error) {
 	ok, err := isFS(path, unix.BPF_FS_MAGIC)
 	if err != nil || ok {
+		return false, err
+	}
+	if err := remember(stateDir, path); err != nil {
 		return false, err
 	}
 	if err := unix.Mount("bpffs", path, "bpf", 0, ""); err != nil {
@@ -33,8 +36,9 @@ func MountBPF(path string) (done bool, err error) {
 
 // MountCgroup makes the node's cgroup2 hierarchy visible at path unless it is. It binds the
 // hierarchy that the node itself has mounted below hostCgroup (the node's /sys/fs/cgroup): a new
-// mount from within a container would show that container's own part of the hierarchy only.
-func MountCgroup(path, hostCgroup string) (done bool, err error) {
+// mount from within a container would show that container's own part of the hierarchy only. The
+// mount is remembered in the state folder.
+func MountCgroup(path, hostCgroup, stateDir string) (done bool, err error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return false, fmt.Errorf("folder for cgroup2: %w", err)
 	}
@@ -48,6 +52,9 @@ func MountCgroup(path, hostCgroup string) (done bool, err error) {
 			continue
 		}
 		if err != nil {
+			return false, err
+		}
+		if err := remember(stateDir, path); err != nil {
 			return false, err
 		}
 		if err := unix.Mount(from, path, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
@@ -138,6 +145,9 @@ func emptyDir(dir string) error {
 	}
 	var errs []error
 	for _, e := range entries {
+		if e.Name() == ledger {
+			continue // what is mounted is still mounted
+		}
 		path := filepath.Join(dir, e.Name())
 		var st unix.Stat_t
 		if unix.Lstat(path, &st) == nil && st.Dev != own.Dev {

@@ -15,10 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-)
 
-// leaseName is the lease that the working replica holds.
-const leaseName = "cilium-operator-resource-lock"
+	"lash.internal/lash/agent/api"
+)
 
 // A replica that ends gives its lease up; one that dies loses it after leaseTime.
 const (
@@ -29,7 +28,7 @@ const (
 
 // ErrLostLease says that another replica has taken over. The process should end: what it knows is
 // stale.
-var ErrLostLease = errors.New("the lease " + leaseName + " was lost")
+var ErrLostLease = errors.New("the lease " + api.OperatorLease + " was lost")
 
 // lease is the lock of the working replica. It remembers what keeps this replica from it.
 type lease struct {
@@ -47,7 +46,7 @@ func (o *Operator) lease() *lease {
 		host = "unknown"
 	}
 	return &lease{now: o.now, Interface: &resourcelock.LeaseLock{
-		LeaseMeta:  metav1.ObjectMeta{Name: leaseName, Namespace: o.cfg.KubernetesNamespace},
+		LeaseMeta:  metav1.ObjectMeta{Name: api.OperatorLease, Namespace: o.cfg.KubernetesNamespace},
 		Client:     o.client.Kubernetes.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: host + "-" + string(uuid.NewUUID())[:8]},
 	}}
@@ -103,7 +102,7 @@ func (o *Operator) lead(ctx context.Context, l *lease, watchdog *leaderelection.
 	defer giveUp()
 	leading := make(chan context.Context, 1)
 	e, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
-		Name: leaseName, Lock: l, WatchDog: watchdog,
+		Name: api.OperatorLease, Lock: l, WatchDog: watchdog,
 		LeaseDuration: leaseTime, RenewDeadline: leaseDeadline, RetryPeriod: leaseRetry, ReleaseOnCancel: true,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(held context.Context) { leading <- held },

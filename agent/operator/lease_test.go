@@ -18,9 +18,9 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/leaderelection"
 
-	"lash.internal/lash/agent/kube/fake"
-
+	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/kube/fake"
 )
 
 // replica is an operator that has been started.
@@ -49,7 +49,7 @@ func (r *replica) health(query string) (int, string) {
 
 func (w *world) holder() string {
 	w.t.Helper()
-	l, err := w.api.Kubernetes.CoordinationV1().Leases("kube-system").Get(w.ctx, leaseName, metav1.GetOptions{})
+	l, err := w.api.Kubernetes.CoordinationV1().Leases("kube-system").Get(w.ctx, api.OperatorLease, metav1.GetOptions{})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestLeaseHandOver(t *testing.T) {
 		}
 		// The second cannot renew any more: it stops before the lease runs out.
 		third := w.start(poolConfig())
-		w.api.Fail("update", "leases", leaseName, errors.New("connection refused"), -1)
+		w.api.Fail("update", "leases", api.OperatorLease, errors.New("connection refused"), -1)
 		settle(leaseDeadline + 3*time.Second)
 		select {
 		case err := <-second.ended:
@@ -172,7 +172,7 @@ func TestReadinessNamesTheLease(t *testing.T) {
 			t.Errorf("at once: %d %s", code, body)
 		}
 		settle(leaseTime)
-		if code, body := r.health("?ready"); code != http.StatusInternalServerError || !strings.Contains(body, "lease kube-system/"+leaseName+": ") || !strings.Contains(body, "no role allows it") {
+		if code, body := r.health("?ready"); code != http.StatusInternalServerError || !strings.Contains(body, "lease kube-system/"+api.OperatorLease+": ") || !strings.Contains(body, "no role allows it") {
 			t.Errorf("later: %d %s", code, body)
 		}
 		if code, body := r.health(""); code != http.StatusOK {
@@ -192,7 +192,7 @@ func TestReadinessNamesTheLease(t *testing.T) {
 func TestStandbyIsReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		other, seconds := "somebody", int32(15)
-		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: leaseName}}
+		l := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: api.OperatorLease}}
 		l.Spec.HolderIdentity, l.Spec.LeaseDurationSeconds = &other, &seconds
 		w := newWorld(t, defaults(), l)
 		r := w.start(defaults())

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/kube"
 )
 
@@ -53,7 +54,7 @@ func withoutTaint(in []corev1.Taint, key string) []corev1.Taint {
 func networkUp(n *corev1.Node) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeNetworkUnavailable {
-			return c.Status == corev1.ConditionFalse && c.Reason == "CiliumIsUp"
+			return c.Status == corev1.ConditionFalse && c.Reason == api.NetworkUp
 		}
 	}
 	return false

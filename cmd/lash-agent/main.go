@@ -23,6 +23,7 @@ import (
 	"lash.internal/lash/agent"
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/datapath/audit"
 	"lash.internal/lash/agent/datapath/clean"
 	"lash.internal/lash/agent/nodeinit"
 	"lash.internal/lash/agent/operator"
@@ -42,6 +43,7 @@ const usage = `usage: lash-agent COMMAND
   agent      the agent of a node (cilium-agent)
   operator   the operator of the cluster (cilium-operator-generic)
   cilium     the commands in the agent's pod (cilium, cilium-dbg)
+  audit      what of Lash is on this node, as JSON
   init       one step of a node's preparation: ` + nodeinit.Steps + `
   echo       server of the connectivity test
   probe      client of the connectivity test
@@ -65,6 +67,8 @@ func run(ctx context.Context, name string, args []string) int {
 		return daemon(ctx, args, operator.Start)
 	case "init":
 		return nodeinit.Main(ctx, args, nodeinit.World{Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, CleanKernel: clean.Kernel})
+	case "audit":
+		return audit.Main(args, audit.World{Out: os.Stdout, Err: os.Stderr, Mounted: nodeinit.Mounted})
 	case "echo":
 		return exit(probe.EchoCommand(ctx, args, os.Stdout, os.Stderr))
 	case "probe":

@@ -16,13 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Our filters have this place among those of a device, and a name that starts like this. Where
-// somebody else has the handle, the next is taken.
+// FilterPrefix starts the name of every filter of ours.
+const FilterPrefix = "lash_"
+
+// Our filters have this place among those of a device. Where somebody else has the handle, the next
+// is taken.
 const (
 	filterPriority = 50
 	filterHandle   = 0x50
 	filterHandles  = 8
-	filterPrefix   = "lash_"
 )
 
 // filters attaches to devices by cls_bpf filters in direct-action mode. Their qdisc stays when they
@@ -64,7 +66,7 @@ func at(h Hook) (own *netlink.BpfFilter, taken map[uint32]bool, err error) {
 		if f.Attrs().Priority != filterPriority {
 			continue
 		}
-		if b, ok := f.(*netlink.BpfFilter); ok && own == nil && b.DirectAction && strings.HasPrefix(b.Name, filterPrefix) {
+		if b, ok := f.(*netlink.BpfFilter); ok && own == nil && b.DirectAction && strings.HasPrefix(b.Name, FilterPrefix) {
 			own = b
 			continue
 		}
@@ -179,7 +181,7 @@ func (f *filters) put(h Hook, prog *ebpf.Program, name string) (bool, error) {
 			LinkIndex: h.Ifindex, Parent: parent(h.Egress), Handle: filterHandle,
 			Priority: filterPriority, Protocol: unix.ETH_P_ALL,
 		},
-		Fd: prog.FD(), Name: filterPrefix + name, DirectAction: true,
+		Fd: prog.FD(), Name: FilterPrefix + name, DirectAction: true,
 	}
 	switch {
 	case own != nil && ebpf.ProgramID(own.Id) == id:

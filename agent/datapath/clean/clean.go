@@ -7,6 +7,7 @@ package clean
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"lash.internal/lash/agent/datapath/attach"
@@ -32,6 +33,9 @@ func Kernel(_ context.Context, bpfRoot string) error {
 	s, err := netlink.NewSysctls(filepath.Join(stateDir, "sysctl.json"), "/host/proc/sys/net", "/proc/sys/net")
 	if err == nil {
 		err = s.Restore()
+		if s.Broken != "" {
+			err = errors.Join(err, fmt.Errorf("the sysctls that Lash has changed stay changed: the file of what they were before, %s, cannot be read", s.Broken))
+		}
 	}
 	return errors.Join(append(errs, err)...)
 }

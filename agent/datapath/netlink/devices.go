@@ -296,6 +296,9 @@ func newMACs() (a, b net.HardwareAddr, err error) {
 	return buf[:6:6], buf[6:], nil
 }
 
+// Ours says whether Lash makes devices of a name.
+func Ours(name string) bool { return ours(name) }
+
 func ours(name string) bool {
 	return name == HostDevice || name == NetDevice || name == VXLANDevice || isPodDevice(name)
 }

@@ -100,6 +100,10 @@ func (s *Sysctls) store(m map[string]string) error {
 	return file.Write(s.file, b, 0o600)
 }
 
+// Saved reads, from the file of saved originals, the values that settings had before Lash changed
+// them, by path below net. It writes nothing.
+func Saved(file string) (map[string]string, error) { return (&Sysctls{file: file}).load() }
+
 // Restore writes back all remembered values and forgets them. A device that is gone is no error.
 func (s *Sysctls) Restore() error {
 	saved, err := s.load()
