@@ -15,6 +15,7 @@ import (
 	"helm.sh/helm/v3/pkg/action"
 	"helm.sh/helm/v3/pkg/chart"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
 	"lash.internal/lash/agent/api"
@@ -49,6 +50,7 @@ func badOption(format string, args ...any) error {
 // Cluster is where to install, as the kubeconfig and the flags name it.
 type Cluster struct {
 	Clientset kubernetes.Interface
+	Dynamic   dynamic.Interface                  // for uninstall and its verification
 	Getter    genericclioptions.RESTClientGetter // for Helm; not used before Apply
 
 	Context   string // kubeconfig context

@@ -7,11 +7,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"strings"
 )
 
 // Steps lists the names that Main knows.
 const Steps = "mount-bpffs, mount-cgroup, install-cni, clean-state, leave"
+
+// KeptPrefix begins each line of the step leave that names a mount that others use and that stays.
+const KeptPrefix = "kept: "
 
 // World is what Main takes from outside.
 type World struct {
@@ -72,6 +74,7 @@ func Main(ctx context.Context, args []string, w World) int {
 		bpfRoot := fl.String("bpf-root", env("BPF_ROOT", "/sys/fs/bpf"), "the node's BPF file system")
 		conf := fl.String("cni-conf", "/host/etc/cni/net.d/05-cilium.conflist", "CNI configuration to remove")
 		plugin := fl.String("cni-plugin", env("CNI_BIN", "/host/opt/cni/bin")+"/cilium-cni", "CNI plugin to remove")
+		results := fl.String("cni-results", "/host/var/lib/cni/results", "folder in which the runtime remembers what CNI plugins have answered")
 		all := fl.Bool("all", env("CILIUM_ALL_STATE", "false") == "true", "remove everything that Lash left on the node")
 		kernel := fl.Bool("bpf", env("CILIUM_BPF_STATE", "false") == "true", "remove what Lash put into the kernel")
 		run = func() (string, error) {
@@ -81,7 +84,7 @@ func Main(ctx context.Context, args []string, w World) int {
 			if !*all {
 				return "nothing to remove was asked for (--all or --bpf)", nil
 			}
-			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Folders: []string{"/run/lash", "/var/run/cilium"}}
+			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Results: *results, Folders: []string{"/run/lash", "/var/run/cilium"}}
 			err := Clean(ctx, t, func(ctx context.Context) error { return w.CleanKernel(ctx, *bpfRoot) })
 			return "removed programs, maps, devices, routes and files of Lash", err
 		}
@@ -92,8 +95,8 @@ func Main(ctx context.Context, args []string, w World) int {
 		run = func() (string, error) {
 			kept, err := Leave(*root, *state, []string{*runDir})
 			msg := "unmounted what Lash had mounted and removed empty folders"
-			if len(kept) > 0 {
-				msg += "; others use " + strings.Join(kept, ", ") + ", it stays mounted"
+			for _, k := range kept {
+				msg += "\n" + KeptPrefix + k
 			}
 			return msg, err
 		}

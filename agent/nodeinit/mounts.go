@@ -95,12 +95,15 @@ func Leave(root, stateDir string, folders []string) (kept []string, err error) {
 	if err := os.Remove(filepath.Join(root, stateDir, ledger)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return kept, fmt.Errorf("list of mounts: %w", err)
 	}
+	// A folder that holds something, or on which others have mounted, stays. Twice, since one may be
+	// in another by way of a link.
 	folders = append(folders, stateDir)
-	// The deepest first. A folder that holds something, or on which others have mounted, stays.
 	slices.Sort(folders)
-	for _, dir := range slices.Backward(folders) {
-		if at, err := rootfs.Path(root, dir); err == nil {
-			_ = unix.Rmdir(at)
+	for range 2 {
+		for _, dir := range slices.Backward(folders) {
+			if at, err := rootfs.Path(root, dir); err == nil {
+				_ = unix.Rmdir(at)
+			}
 		}
 	}
 	return kept, nil

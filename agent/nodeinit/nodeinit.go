@@ -108,11 +108,17 @@ func InstallCNI(from, to string) (done bool, err error) {
 	return true, nil
 }
 
+// Network is the name of our network in the CNI configuration.
+const Network = "cilium"
+
 // Traces are the files that Lash leaves on a node, apart from what is in the kernel.
 type Traces struct {
 	CNIConf   string // the network configuration, removed first so that no new pod uses it
 	CNIPlugin string
-	Folders   []string // state and run-time folders; their contents go, a mount point stays
+	// Results is the folder in which the runtime remembers what the plugin has answered; those of
+	// our network are of no use without the plugin, and nobody would ever remove them.
+	Results string
+	Folders []string // state and run-time folders; their contents go, a mount point stays
 }
 
 // Clean takes Lash off the node: first the CNI configuration, then what is in the kernel by
@@ -125,6 +131,13 @@ func Clean(ctx context.Context, t Traces, cleanKernel func(context.Context) erro
 		}
 	}
 	errs = append(errs, cleanKernel(ctx))
+	if results, err := filepath.Glob(filepath.Join(t.Results, Network+"-*")); err == nil && t.Results != "" {
+		for _, f := range results {
+			if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
 	for _, dir := range t.Folders {
 		errs = append(errs, emptyDir(dir))
 	}

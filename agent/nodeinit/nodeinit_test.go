@@ -49,8 +49,17 @@ func TestCleanGoesOnAfterErrors(t *testing.T) {
 	if err := os.WriteFile(conf, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	results := filepath.Join(dir, "results")
+	if err := os.Mkdir(results, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"cilium-0123-eth0", "other-0123-eth0"} {
+		if err := os.WriteFile(filepath.Join(results, f), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	boom := errors.New("boom")
-	err := Clean(context.Background(), Traces{CNIConf: conf, CNIPlugin: filepath.Join(dir, "none"), Folders: []string{state, filepath.Join(dir, "absent")}},
+	err := Clean(context.Background(), Traces{CNIConf: conf, CNIPlugin: filepath.Join(dir, "none"), Results: results, Folders: []string{state, filepath.Join(dir, "absent")}},
 		func(context.Context) error {
 			if _, err := os.Stat(conf); err == nil {
 				t.Error("the CNI configuration has to go before the programs do")
@@ -62,6 +71,9 @@ func TestCleanGoesOnAfterErrors(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(state); len(left) != 0 {
 		t.Fatalf("state left: %v", left)
+	}
+	if left, _ := os.ReadDir(results); len(left) != 1 || left[0].Name() != "other-0123-eth0" {
+		t.Fatalf("results of CNI plugins left: %v", left)
 	}
 }
 

@@ -95,7 +95,7 @@ installs the built-in chart as a Helm release. Values of your own win over deriv
 
 func clusterOf(c *kube.Client) *install.Cluster {
 	return &install.Cluster{
-		Clientset: c.Clientset, Getter: c.Getter,
+		Clientset: c.Clientset, Dynamic: c.Dynamic, Getter: c.Getter,
 		Context: c.Context, Name: c.Cluster, Server: c.Server, Namespace: c.Namespace, Release: c.Release,
 	}
 }

@@ -134,7 +134,7 @@ func runUpgrade(ctx context.Context, w World, f *upgradeFlags) error {
 // applyChange shows a change, asks, applies it, and restarts and waits where that is wanted. verb
 // is the question's, done the word for what has happened.
 func applyChange(ctx context.Context, w World, t *cliterm.Term, client *kube.Client, change *install.Change, f *applyFlags, verb, done string) error {
-	printChange(t, client, change)
+	printChange(t, client, change, f.restart)
 	if f.dryRun {
 		fmt.Fprint(w.Out, change.Manifest)
 		return nil
@@ -167,7 +167,7 @@ func applyChange(ctx context.Context, w World, t *cliterm.Term, client *kube.Cli
 }
 
 // printChange shows what a change does, the values first.
-func printChange(t *cliterm.Term, client *kube.Client, ch *install.Change) {
+func printChange(t *cliterm.Term, client *kube.Client, ch *install.Change, restart bool) {
 	from, to := ch.Charts()
 	chart := from
 	if from != to {
@@ -210,7 +210,7 @@ func printChange(t *cliterm.Term, client *kube.Client, ch *install.Change) {
 	switch {
 	case ch.AgentsRoll:
 		t.Println("ℹ️  The agents are replaced, a few nodes at a time; programs in the kernel go on meanwhile")
-	case ch.ConfigChanges:
+	case ch.ConfigChanges && !restart:
 		t.Println("ℹ️  Agents and operator read the new options when they start: add --restart")
 	}
 	printFindings(t, ch.Findings)

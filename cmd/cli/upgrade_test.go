@@ -21,6 +21,7 @@ import (
 	fakediscovery "k8s.io/client-go/discovery/fake"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"lash.internal/lash/agent/api"
 	"lash.internal/lash/chart"
 	"lash.internal/lash/cmd/kube"
 	cliterm "lash.internal/lash/cmd/term"
@@ -175,5 +176,33 @@ func TestCommandLines(t *testing.T) {
 	}
 	if _, err := os.Stat("testdata/upgrade.golden"); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	for name, v := range map[string]*install.Verdict{
+		"clean": {
+			Nodes: map[string][]api.NodeItem{"n1": {}, "n2": {}},
+			Kept:  []install.Trace{{Kind: "CustomResourceDefinition", Name: "ciliumnodes.cilium.io"}},
+		},
+		"dirty": {
+			API:    []install.Trace{{Kind: "Lease", Name: "kube-system/cilium-operator-resource-lock", Ours: "held by the operator"}},
+			Nodes:  map[string][]api.NodeItem{"n1": {{Kind: "device", Name: "cilium_host", Ours: "a device of Lash"}}, "n2": {}},
+			Failed: map[string]string{"node n3": "its kubelet does not answer"},
+		},
+		"unknown": {Nodes: map[string][]api.NodeItem{"n1": {}}, Failed: map[string]string{"node n3": "its kubelet does not answer"}},
+	} {
+		w, out, errOut := testWorld()
+		err := printVerdict(w, cliterm.New(errOut, w.Getenv), v, "table")
+		if (err == nil) != (name == "clean") {
+			t.Errorf("%s: %v", name, err)
+		}
+		statusGolden(t, "verify-"+name, out.String()+errOut.String())
+	}
+	w, out, _ := testWorld()
+	err := printVerdict(w, cliterm.New(out, w.Getenv), &install.Verdict{API: []install.Trace{{Kind: "Lease", Name: "x"}}}, "json")
+	var ee *ExitError
+	if !asExit(err, &ee) || ee.Code != ExitFailed || !strings.Contains(out.String(), `"code": 1`) {
+		t.Errorf("%v, %s", err, out)
 	}
 }

@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"lash.internal/lash/connectivity/probe"
 )
@@ -47,6 +51,23 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		err = ErrFailed
 	}
 	return rep, err
+}
+
+// Namespaces lists the namespaces that connectivity tests have made with a base name (the option
+// --test-namespace): the name itself, or with a number behind it.
+func Namespaces(ctx context.Context, c kubernetes.Interface, base string) ([]string, error) {
+	l, err := c.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: managedLabel + "=" + managedValue})
+	if err != nil {
+		return nil, fmt.Errorf("list namespaces of connectivity tests: %w", err)
+	}
+	var out []string
+	for i := range l.Items {
+		number, ok := strings.CutPrefix(l.Items[i].Name, base+"-")
+		if l.Items[i].Name == base || ok && number != "" && strings.Trim(number, "0123456789") == "" {
+			out = append(out, l.Items[i].Name)
+		}
+	}
+	return out, nil
 }
 
 // Clean removes what a run that was killed left behind.

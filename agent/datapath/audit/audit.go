@@ -29,6 +29,7 @@ type Options struct {
 	CgroupRoot string // the cgroup that socket programs are attached to, below Root
 	CNIConf    string // folder of CNI configurations, below Root
 	CNIBin     string // folder of CNI plugins, below Root
+	CNIResults string // folder in which the runtime remembers what CNI plugins have answered, below Root
 	RunDir     string // folder of the agent's sockets, below Root
 	StateDir   string // folder of the agent's state, below Root
 	// Walk are folders whose files are listed, too, below Root.
@@ -75,7 +76,7 @@ func (a *audit) real(path string) string {
 // Take looks at all of it. What cannot be looked at is among the problems of the result.
 func Take(o Options) api.NodeAudit {
 	a := &audit{Options: o, out: api.NodeAudit{Items: []api.NodeItem{}}}
-	for _, p := range []*string{&a.BPFRoot, &a.CgroupRoot, &a.CNIConf, &a.CNIBin, &a.RunDir, &a.StateDir} {
+	for _, p := range []*string{&a.BPFRoot, &a.CgroupRoot, &a.CNIConf, &a.CNIBin, &a.CNIResults, &a.RunDir, &a.StateDir} {
 		*p = a.real(*p)
 	}
 	a.network()
@@ -109,6 +110,7 @@ func Main(args []string, w World) int {
 	fl.StringVar(&o.CgroupRoot, "cgroup-root", "/run/cilium/cgroupv2", "cgroup of the node's socket programs")
 	fl.StringVar(&o.CNIConf, "cni-conf", "/etc/cni/net.d", "folder of the node's CNI configurations")
 	fl.StringVar(&o.CNIBin, "cni-bin", "/opt/cni/bin", "folder of the node's CNI plugins")
+	fl.StringVar(&o.CNIResults, "cni-results", "/var/lib/cni/results", "folder in which the node's runtime remembers what CNI plugins have answered")
 	fl.StringVar(&o.RunDir, "run-dir", "/var/run/cilium", "folder of the agent's sockets")
 	fl.StringVar(&o.StateDir, "state-dir", "/run/lash", "folder of the agent's state")
 	if err := fl.Parse(args); err != nil {

@@ -22,6 +22,7 @@ import (
 // files looks at the places where Lash has files, and lists the folders that were asked for.
 func (a *audit) files() {
 	a.cniFiles()
+	a.results()
 	for _, dir := range []string{a.StateDir, a.RunDir} {
 		a.tree(dir, "a file of the agent")
 	}
@@ -45,6 +46,17 @@ func (a *audit) cniFiles() {
 	for _, e := range bins {
 		if e.Name() == "cilium-cni" || strings.HasPrefix(e.Name(), ".cilium-cni-") {
 			a.file(filepath.Join(a.CNIBin, e.Name()), "the CNI plugin of Lash")
+		}
+	}
+}
+
+// results looks at what the runtime remembers of the plugin's answers.
+func (a *audit) results() {
+	files, err := os.ReadDir(a.at(a.CNIResults))
+	a.problem("results of CNI plugins", absent(err))
+	for _, e := range files {
+		if strings.HasPrefix(e.Name(), "cilium-") {
+			a.file(filepath.Join(a.CNIResults, e.Name()), "what the runtime remembers of the plugin's answers")
 		}
 	}
 }
