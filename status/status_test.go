@@ -598,9 +598,9 @@ func FuzzDecodeRelease(f *testing.F) {
 	f.Add([]byte("H4sIAAAAAAAA"))
 	f.Add([]byte("bnVsbA=="))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		chart, app, err := decodeRelease(data)
-		if err != nil && (chart != "" || app != "") {
-			t.Errorf("%q %q with %v", chart, app, err)
+		r, err := decodeRelease(data)
+		if err != nil && (r.Chart != "" || r.AppVersion != "" || r.Values != nil) {
+			t.Errorf("%+v with %v", r, err)
 		}
 	})
 }

@@ -179,6 +179,7 @@ var commands = []func(World) *cobra.Command{
 	newConfig,
 	newUninstall,
 	newStatus,
+	newSysdump,
 	newIdentity,
 	newConnectivity,
 	newCluster,
