@@ -53,7 +53,11 @@ func Upgrade(ctx context.Context, c *Cluster, o Options, reuse Reuse) (*Change, 
 		if level, err = resolveVersion(o.Version); err != nil {
 			return nil, err
 		}
-		ch.Values = merge(ch.Values, map[string]any{"compatibility": map[string]any{"level": level}})
+		own := map[string]any{"compatibility": map[string]any{"level": level}}
+		ch.Values = merge(ch.Values, own)
+		if o.Version != "" {
+			given = merge(given, own)
+		}
 	}
 	if _, err := values.Check(ch.Values); err != nil {
 		return nil, fmt.Errorf("%w (kept from revision %d; KEY=null takes a value away)", err, rel.Version)

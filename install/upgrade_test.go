@@ -179,6 +179,10 @@ func TestUpgradeKeepsEveryValueOfTheUser(t *testing.T) {
 	if rel.Chart.Metadata.AppVersion != "1.15.1" {
 		t.Errorf("the compatibility level became %s", rel.Chart.Metadata.AppVersion)
 	}
+	// A version is a value that is given, too.
+	if ch, err = i.upgrade("", Options{Version: "1.16.2"}, ResetThenReuse); err != nil || !slices.Equal(rows(ch), []string{`compatibility.level: "1.15.1" -> "1.16.2" (given now)`}) {
+		t.Errorf("--version: %v, %v", rows(ch), err)
+	}
 	// And again, with nothing new.
 	if ch = i.mustUpgrade("", ResetThenReuse); len(ch.Diff) > 0 || len(ch.Objects) > 0 {
 		t.Errorf("an upgrade without new values changes %v %v", rows(ch), ch.Objects)

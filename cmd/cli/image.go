@@ -55,7 +55,7 @@ Credentials are those of docker login, podman login or helm registry login, cred
 func runImagePush(ctx context.Context, w World, o nodeimage.PushOptions) error {
 	progress := term.New(w.Err, w.Getenv)
 	step := progress.Step("Pushing to %s", o.Ref)
-	o.Progress = func(done, total int64) { step.Detail("%s of %s", mebibytes(done), mebibytes(total)) }
+	o.Progress = func(done, total int64) { step.Detail("%s of %s", sizeText(done), sizeText(total)) }
 	p, err := nodeimage.Push(ctx, o)
 	if step.Done(err) != nil {
 		if errors.Is(err, nodeimage.ErrReference) {
@@ -68,12 +68,17 @@ func runImagePush(ctx context.Context, w World, o nodeimage.PushOptions) error {
 	if p.Tag != api.Version {
 		use += " --set image.tag=" + p.Tag
 	}
-	progress.Println("ℹ️  %s compressed. To use it: lash install %s", mebibytes(p.Size), use)
+	progress.Println("ℹ️  %s compressed. To use it: lash install %s", sizeText(p.Size), use)
 	return nil
 }
 
-// mebibytes is a size for people.
-func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+// sizeText is a number of bytes for people.
+func sizeText(n int64) string {
+	if n < 1<<20 {
+		return fmt.Sprintf("%d KiB", (n+1023)>>10)
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
 
 func newImageSave(w World) *cobra.Command {
 	var o nodeimage.Options

@@ -175,7 +175,7 @@ func printSysdump(t *term.Term, r *sysdump.Result) {
 		words = []string{"nothing"}
 	}
 	t.Println("ℹ️  Redacted: %s", strings.Join(words, ", "))
-	t.Println("✅ %d files, %s; look at it before you give it away", r.Files, mebibytes(r.Size))
+	t.Println("✅ %d files, %s; look at it before you give it away", r.Files, sizeText(r.Size))
 }
 
 func firstLine(s string) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 
+	"lash.internal/lash/agent/api"
 	"lash.internal/lash/cmd/kube"
 	cliterm "lash.internal/lash/cmd/term"
 	"lash.internal/lash/connectivity/check"
@@ -141,6 +142,26 @@ func logsOf(c *kube.Client) func(ctx context.Context, namespace, pod, container 
 	}
 }
 
+// collapse leaves out pins and files below others that are listed, and counts them there.
+func collapse(items []api.NodeItem) []api.NodeItem {
+	var out []api.NodeItem
+	below := map[int]int{} // by position in out
+	for _, x := range items {
+		at := slices.IndexFunc(out, func(o api.NodeItem) bool {
+			return o.Kind == x.Kind && (x.Kind == "pin" || x.Kind == "file") && strings.HasPrefix(x.Name, strings.TrimSuffix(o.Name, "/")+"/")
+		})
+		if at < 0 {
+			out = append(out, x)
+			continue
+		}
+		below[at]++
+	}
+	for at, n := range below {
+		out[at].Name += fmt.Sprintf(" and %d below", n)
+	}
+	return out
+}
+
 // printVerdict prints what a verification has found. Anything left is an exit code of 1.
 func printVerdict(w World, t *cliterm.Term, v *install.Verdict, output string) error {
 	var bad error
@@ -167,7 +188,7 @@ func printVerdict(w World, t *cliterm.Term, v *install.Verdict, output string) e
 		rows = append(rows, []string{"API", x.Kind, x.Name, x.Ours})
 	}
 	for _, n := range slices.Sorted(maps.Keys(v.Nodes)) {
-		for _, x := range v.Nodes[n] {
+		for _, x := range collapse(v.Nodes[n]) {
 			rows = append(rows, []string{n, x.Kind, x.Name, x.Ours})
 		}
 	}
@@ -181,9 +202,13 @@ func printVerdict(w World, t *cliterm.Term, v *install.Verdict, output string) e
 		t.Println("⚠️  Not looked at: %s: %s", what, v.Failed[what])
 	}
 	looked := fmt.Sprintf("%d nodes (%s)", len(v.Nodes), strings.Join(slices.Sorted(maps.Keys(v.Nodes)), ", "))
+	left := len(v.API)
+	for _, items := range v.Nodes {
+		left += len(items)
+	}
 	switch {
-	case len(rows) > 0:
-		t.Println("❌ %d things of Lash are left; looked at %s and the API server. To remove them: lash uninstall --force", len(rows), looked)
+	case left > 0:
+		t.Println("❌ %d things of Lash are left; looked at %s and the API server. To remove them: lash uninstall --force", left, looked)
 	case bad != nil:
 		t.Println("⚠️  Nothing of Lash was found, but not everything could be looked at")
 	default:

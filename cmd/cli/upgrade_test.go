@@ -186,8 +186,13 @@ func TestVerdict(t *testing.T) {
 			Kept:  []install.Trace{{Kind: "CustomResourceDefinition", Name: "ciliumnodes.cilium.io"}},
 		},
 		"dirty": {
-			API:    []install.Trace{{Kind: "Lease", Name: "kube-system/cilium-operator-resource-lock", Ours: "held by the operator"}},
-			Nodes:  map[string][]api.NodeItem{"n1": {{Kind: "device", Name: "cilium_host", Ours: "a device of Lash"}}, "n2": {}},
+			API: []install.Trace{{Kind: "Lease", Name: "kube-system/cilium-operator-resource-lock", Ours: "held by the operator"}},
+			Nodes: map[string][]api.NodeItem{"n1": {
+				{Kind: "device", Name: "cilium_host", Ours: "a device of Lash"},
+				{Kind: "file", Name: "/run/lash/", Ours: "a file of the agent"}, {Kind: "file", Name: "/run/lash/endpoints/1", Ours: "a file of the agent"},
+				{Kind: "pin", Name: "/sys/fs/bpf/lash", Ours: "a pin of Lash"}, {Kind: "pin", Name: "/sys/fs/bpf/lash/maps", Ours: "a pin of Lash"},
+				{Kind: "pin", Name: "/sys/fs/bpf/lash/maps/ct4", Ours: "a pin of Lash"},
+			}, "n2": {}},
 			Failed: map[string]string{"node n3": "its kubelet does not answer"},
 		},
 		"unknown": {Nodes: map[string][]api.NodeItem{"n1": {}}, Failed: map[string]string{"node n3": "its kubelet does not answer"}},

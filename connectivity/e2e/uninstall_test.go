@@ -198,7 +198,7 @@ func (c *cluster) dirty(t *testing.T) {
 	if r.code != 1 {
 		t.Errorf("code %d", r.code)
 	}
-	r.want(t, "Lash is not installed", "cilium_host", "table 254 198.51.100.0/24 dev eth0", "/run/lash/sysctl.json", "net/ipv4/ip_forward", "cilium-operator-resource-lock", "lash uninstall --force")
+	r.want(t, "Lash is not installed", "cilium_host", "table 254 198.51.100.0/24 dev eth0", "/run/lash/ and 1 below", "net/ipv4/ip_forward", "cilium-operator-resource-lock", "lash uninstall --force")
 	c.ok("uninstall", "--force", "--keep-crds=false", "--verify").want(t, "✅ Nothing of Lash is left")
 	if crds := c.kubectl("get", "crd", "-o", "name"); strings.Contains(crds, "cilium.io") {
 		t.Errorf("definitions are left:\n%s", crds)

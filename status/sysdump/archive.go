@@ -29,8 +29,8 @@ type archive struct {
 const summaryRoom = 64 << 10
 
 // headRoom is what one entry takes beside its data and twice its name, in bytes; source: the format's
-// local header, data descriptor and directory entry with an extended time stamp each.
-const headRoom = 30 + 16 + 46 + 2*9
+// local header and directory entry.
+const headRoom = 30 + 46
 
 // endRoom is the end of the directory.
 const endRoom = 22
@@ -73,10 +73,11 @@ func (a *archive) write(name string, data []byte, most int64) error {
 		return errNoRoom
 	}
 	h := &zip.FileHeader{
-		Name: name, Method: zip.Deflate, Modified: a.time, CRC32: crc32.ChecksumIEEE(data),
+		Name: name, Method: zip.Deflate, CRC32: crc32.ChecksumIEEE(data),
 		CompressedSize64: uint64(packed.Len()), UncompressedSize64: uint64(len(data)),
 	}
 	h.SetMode(0o600)
+	h.SetModTime(a.time) //nolint:staticcheck // CreateRaw takes the time from these fields only
 	f, err := a.w.CreateRaw(h)
 	if err == nil {
 		_, err = f.Write(packed.Bytes())

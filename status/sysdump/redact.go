@@ -37,7 +37,7 @@ func keys[V any](m map[string]V) iter.Seq[string] { return maps.Keys(m) }
 var sensitive = regexp.MustCompile(`(?i)(passw|secret|token|credential|private[-_.]?key|api[-_.]?key|access[-_.]?key|encryption[-_.]?key|auth(orization)?$|bearer|cookie|\.key$|dockerconfig)`)
 
 // harmless are names that look like those and are not.
-var harmless = regexp.MustCompile(`(?i)(tokenExpirationSeconds|automountServiceAccountToken|secretName|secretRef|imagePullSecrets|identity-gc|TaintKey|tokenPath)$`)
+var harmless = regexp.MustCompile(`(?i)(tokenExpirationSeconds|serviceAccountToken|secretName|secretRef|imagePullSecrets|identity-gc|TaintKey|tokenPath)$`)
 
 func isSensitive(name string) bool { return sensitive.MatchString(name) && !harmless.MatchString(name) }
 

@@ -115,6 +115,9 @@ func read(t *testing.T, data []byte) (files map[string]string, order []string) {
 	}
 	files = map[string]string{}
 	for _, f := range z.File {
+		if age := time.Since(f.Modified); age < -time.Minute || age > time.Hour*24 {
+			t.Errorf("%s is of %s", f.Name, f.Modified)
+		}
 		rc, err := f.Open()
 		if err != nil {
 			t.Fatal(err)

@@ -170,6 +170,21 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
+func TestOwnProgramsGoByWholeAndShortNames(t *testing.T) {
+	own, err := ownPrograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"nd_from", "pod_to", "sock_getpeername4", "sock_getpeernam"} {
+		if !own[name] {
+			t.Errorf("%s is not known as ours", name)
+		}
+	}
+	if own["cil_from_netdev"] || own[""] {
+		t.Error("a program of others counts as ours")
+	}
+}
+
 func TestCommandWritesJSON(t *testing.T) {
 	var out, errOut bytes.Buffer
 	w := World{Out: &out, Err: &errOut, Mounted: func(string) ([]string, error) { return nil, errors.New("half a file") }}

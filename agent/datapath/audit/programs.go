@@ -27,10 +27,11 @@ var cgroupKinds = []ebpf.AttachType{
 	ebpf.AttachCGroupGetsockopt, ebpf.AttachCGroupSetsockopt,
 }
 
-// maxProgramName is how much of a program's name the kernel keeps, in bytes.
+// maxProgramName is how much of a program's name the kernel keeps, in bytes. The whole name can be
+// had from its type information.
 const maxProgramName = 15
 
-// ownPrograms are the names of the programs of this version, as the kernel has them.
+// ownPrograms are the names of the programs of this version, whole and as the kernel keeps them.
 func ownPrograms() (map[string]bool, error) {
 	out := map[string]bool{}
 	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadTc, bpf.LoadSock, bpf.LoadGc} {
@@ -39,6 +40,7 @@ func ownPrograms() (map[string]bool, error) {
 			return nil, fmt.Errorf("programs of this version: %w", err)
 		}
 		for _, p := range spec.Programs {
+			out[p.Name] = true
 			out[p.Name[:min(len(p.Name), maxProgramName)]] = true
 		}
 	}
