@@ -234,7 +234,9 @@ func TestStatusTellsOfTheKernel(t *testing.T) {
 		Datapath: func() *api.DatapathStatus { return &api.DatapathStatus{MTU: &api.MTUStatus{Pod: 1450}} },
 		Traffic: func() ([]api.TrafficCount, error) {
 			return []api.TrafficCount{
-				{Ingress: true, Packets: 99}, {Reason: "Invalid source ip", Packets: 1, Bytes: 10}, {Reason: "TTL exceeded", Ingress: true, Packets: 5, Bytes: 50},
+				{Ingress: true, Packets: 99},
+				{Reason: "Invalid source ip", Packets: 1, Bytes: 10},
+				{Reason: "TTL exceeded", Ingress: true, Packets: 5, Bytes: 50},
 				{Reason: "Invalid source ip", Packets: 2, Bytes: 20}, // of another line of the source
 			}, nil
 		},

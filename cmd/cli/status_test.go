@@ -227,7 +227,8 @@ func kernelOf(pod string, st *api.StatusResponse) {
 	st.AttachMode = "TCX"
 	st.Cluster = &api.ClusterStatus{Self: "c/node" + pod[len(pod)-1:]}
 	st.BPFMaps = &api.BPFMapStatus{Maps: []api.BPFMapSize{
-		{Name: "addr", Type: "Hash", Size: 1000, Entries: 120}, {Name: "ct4_new", Type: "LRUHash", Size: 1000, Entries: 1000},
+		{Name: "addr", Type: "Hash", Size: 1000, Entries: 120},
+		{Name: "ct4_new", Type: "LRUHash", Size: 1000, Entries: 1000},
 		{Name: "slot", Type: "Array", Size: 65536, Entries: -1},
 	}}
 	st.Attachments = &api.AttachmentStatus{Generation: "8f3a1c2b4d5e6f70", Adopted: true, Devices: 3, Sockets: 1}

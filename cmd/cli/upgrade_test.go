@@ -5,6 +5,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -149,11 +150,7 @@ func TestConfigCommands(t *testing.T) {
 	}
 }
 
-func asExit(err error, to **ExitError) bool {
-	e, ok := err.(*ExitError)
-	*to = e
-	return ok
-}
+func asExit(err error, to **ExitError) bool { return errors.As(err, to) }
 
 func TestCommandLines(t *testing.T) {
 	for want, c := range map[string]struct {
@@ -189,8 +186,10 @@ func TestVerdict(t *testing.T) {
 			API: []install.Trace{{Kind: "Lease", Name: "kube-system/cilium-operator-resource-lock", Ours: "held by the operator"}},
 			Nodes: map[string][]api.NodeItem{"n1": {
 				{Kind: "device", Name: "cilium_host", Ours: "a device of Lash"},
-				{Kind: "file", Name: "/run/lash/", Ours: "a file of the agent"}, {Kind: "file", Name: "/run/lash/endpoints/1", Ours: "a file of the agent"},
-				{Kind: "pin", Name: "/sys/fs/bpf/lash", Ours: "a pin of Lash"}, {Kind: "pin", Name: "/sys/fs/bpf/lash/maps", Ours: "a pin of Lash"},
+				{Kind: "file", Name: "/run/lash/", Ours: "a file of the agent"},
+				{Kind: "file", Name: "/run/lash/endpoints/1", Ours: "a file of the agent"},
+				{Kind: "pin", Name: "/sys/fs/bpf/lash", Ours: "a pin of Lash"},
+				{Kind: "pin", Name: "/sys/fs/bpf/lash/maps", Ours: "a pin of Lash"},
 				{Kind: "pin", Name: "/sys/fs/bpf/lash/maps/ct4", Ours: "a pin of Lash"},
 			}, "n2": {}},
 			Failed: map[string]string{"node n3": "its kubelet does not answer"},

@@ -63,7 +63,7 @@ func newConfig(a *app) *cobra.Command {
 			}
 			if len(args) == 1 {
 				if strings.Contains(args[0], "=") {
-					return fmt.Errorf("options cannot be set at run time: change the ConfigMap cilium-config (lash upgrade --set ...) instead")
+					return fmt.Errorf("options cannot be set at run time: use `lash config set`, or `lash upgrade --set` to keep it")
 				}
 				v, ok := cfg.Options[args[0]]
 				if !ok {

@@ -46,9 +46,7 @@ func (r *redactor) object(o map[string]any, namespace string) {
 	if m, ok := o["metadata"].(map[string]any); ok {
 		delete(m, "managedFields")
 		if a, ok := m["annotations"].(map[string]any); ok {
-			if _, ok := a["kubectl.kubernetes.io/last-applied-configuration"]; ok {
-				delete(a, "kubectl.kubernetes.io/last-applied-configuration")
-			}
+			delete(a, "kubectl.kubernetes.io/last-applied-configuration")
 		}
 		ns, _ := m["namespace"].(string)
 		// What users give to their own programs is none of our business.
