@@ -55,7 +55,11 @@ Credentials are those of docker login, podman login or helm registry login, cred
 func runImagePush(ctx context.Context, w World, o nodeimage.PushOptions) error {
 	progress := term.New(w.Err, w.Getenv)
 	step := progress.Step("Pushing to %s", o.Ref)
-	o.Progress = func(done, total int64) { step.Detail("%s of %s", sizeText(done), sizeText(total)) }
+	o.Progress = func(done, total int64) {
+		if total > 0 {
+			step.Detail("%s of %s", sizeText(done), sizeText(total))
+		}
+	}
 	p, err := nodeimage.Push(ctx, o)
 	if step.Done(err) != nil {
 		if errors.Is(err, nodeimage.ErrReference) {
