@@ -76,7 +76,7 @@ func newFakeCluster(t *testing.T) *fakeCluster {
 func service(ns, name, ip string, labels map[string]string) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels},
-		Spec:       corev1.ServiceSpec{ClusterIPs: []string{ip}},
+		Spec:       corev1.ServiceSpec{ClusterIPs: []string{ip}, Ports: []corev1.ServicePort{{Port: 53}, {Port: 443}}},
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 	"lash.internal/lash/connectivity/probe"
 )
 
+// dnsPort is the port of the cluster's DNS.
+const dnsPort = 53
+
 // serviceLimit is how long a new Service may take to reach every node.
 const serviceLimit = 30 * time.Second
 
@@ -33,7 +36,7 @@ func (e *Env) waitServices(ctx context.Context) error {
 		}
 		g.Go(func() error {
 			if e.KubeProxyReplacement() {
-				return e.waitAgentServices(ctx, n.Name)
+				return e.waitAgentServices(ctx, n.Name, e.missingFrontend)
 			}
 			return e.waitProxyServices(ctx, h)
 		})
@@ -41,9 +44,9 @@ func (e *Env) waitServices(ctx context.Context) error {
 	return g.Wait()
 }
 
-// waitAgentServices asks an agent until it has every frontend with its backends. The list is a
+// waitAgentServices asks an agent for its frontends until nothing of them is missing. The list is a
 // question without a way to wait for its answer.
-func (e *Env) waitAgentServices(ctx context.Context, node string) error {
+func (e *Env) waitAgentServices(ctx context.Context, node string, lacks func(backends map[netip.AddrPort]int) string) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	missing := "nothing is known"
@@ -54,7 +57,7 @@ func (e *Env) waitAgentServices(ctx context.Context, node string) error {
 			err = json.Unmarshal([]byte(out), &list)
 		}
 		if err == nil {
-			if missing = e.missingFrontend(list); missing == "" {
+			if missing = lacks(backendsOf(list)); missing == "" {
 				return nil
 			}
 		} else if ctx.Err() == nil {
@@ -63,20 +66,25 @@ func (e *Env) waitAgentServices(ctx context.Context, node string) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("node %s does not know the Services of the test: %s", node, missing)
+			return fmt.Errorf("node %s does not know the Services yet: %s", node, missing)
 		}
 	}
 }
 
-// missingFrontend names the first Service address that the list lacks, or has without backend.
-func (e *Env) missingFrontend(list []api.Service) string {
-	backends := map[netip.AddrPort]int{}
+// backendsOf counts the backends of every frontend.
+func backendsOf(list []api.Service) map[netip.AddrPort]int {
+	out := map[netip.AddrPort]int{}
 	for _, s := range list {
 		ip, err := netip.ParseAddr(s.Spec.Frontend.IP)
 		if err == nil {
-			backends[netip.AddrPortFrom(ip, s.Spec.Frontend.Port)] += len(s.Spec.Backends)
+			out[netip.AddrPortFrom(ip, s.Spec.Frontend.Port)] += len(s.Spec.Backends)
 		}
 	}
+	return out
+}
+
+// missingFrontend names the first Service address of the test that is missing, or has no backend.
+func (e *Env) missingFrontend(backends map[netip.AddrPort]int) string {
 	for _, name := range sortedKeys(e.Services) {
 		for _, ip := range e.Services[name].IPs {
 			for _, port := range []uint16{httpPort, tcpPort, udpPort} {
@@ -93,8 +101,8 @@ func (e *Env) missingFrontend(list []api.Service) string {
 	return ""
 }
 
-// waitDNS returns when a pod of the cluster's DNS is ready. After an installation those that ran
-// before are being replaced.
+// waitDNS returns when a pod of the cluster's DNS is ready and the clients' nodes know of it. After an
+// installation those that ran before are being replaced.
 func (e *Env) waitDNS(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, serviceLimit, errors.New("time ran out"))
 	defer cancel()
@@ -110,6 +118,22 @@ func (e *Env) waitDNS(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("no pod of the cluster's DNS is ready (%w): %s", err, problem)
+	}
+	if !e.KubeProxyReplacement() {
+		return nil
+	}
+	for _, c := range e.Clients {
+		err := e.waitAgentServices(ctx, c.Node, func(backends map[netip.AddrPort]int) string {
+			for _, ip := range e.DNS.IPs {
+				if backends[netip.AddrPortFrom(ip, dnsPort)] == 0 {
+					return fmt.Sprintf("frontend %s port %d (%s) has no backend", ip, dnsPort, e.DNS.Name)
+				}
+			}
+			return ""
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

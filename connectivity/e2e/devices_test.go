@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -58,7 +57,7 @@ func (c *cluster) until(t *testing.T, what string, ask func() (bool, string)) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal(fmt.Sprintf("%s: not within a minute:\n%s", what, last))
+			t.Fatalf("%s: not within a minute:\n%s", what, last)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
