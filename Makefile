@@ -90,13 +90,20 @@ test-short: deps ## Unit, program and namespace tests on this kernel (no cluster
 	go test -short ./...
 
 .PHONY: test
-test: deps build ## What CI runs: vet, and all tests, those on network namespaces and kernel 6.1 included
-	go vet ./...
-	go test -p 1 -timeout 15m ./...
+test: deps build lint check-generate ## Everything that CI runs: lint, generated files, all tests, real clusters and kernel 6.1 included
+	LASH_E2E=1 go test -p 2 -count=1 -timeout 30m ./...
 
-.PHONY: test-cluster
-test-cluster: deps build ## The local cluster's own tests: create, delete, crash half way
-	LASH_E2E=1 go test -count=1 -timeout 24m ./connectivity/cluster/
+# What takes longer has a target of its own, and its last report in the repository.
+REPORTS  := connectivity/e2e/reports
+report    = { echo "$$(date -u +%F) $$(uname -r), $$(nproc) CPUs: $(1)"; $(1) 2>&1 | grep -E '^ *(---|ok|FAIL)|_test.go:[0-9]+:'; } | tee $(REPORTS)/$(2).txt
+
+.PHONY: test-crash
+test-crash: deps gen-deps build ## Every crash, upgrade and change of size under load, tunnel and native (two hours)
+	$(call report,LASH_E2E=1 LASH_CRASH=1 go test -count=1 -timeout 180m -v -run TestNoLoss ./connectivity/e2e,crash)
+
+.PHONY: test-long
+test-long: deps build ## 300 first packets over a slow API server; the connectivity test 20 times in clusters of each kind
+	$(call report,LASH_E2E=1 LASH_FIRST_PACKETS=300 LASH_RUNS=20 go test -count=1 -timeout 90m -v -run 'TestFirstPackets|TestManyRuns' ./connectivity/e2e,long)
 
 ROUNDS   ?= 10
 DURATION ?= 2s

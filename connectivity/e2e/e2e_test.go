@@ -204,7 +204,7 @@ func (c *cluster) faults(t *testing.T) {
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			c.node("worker2", "sh", "-c", f.breaks)
-			r := c.run("connectivity", "test", "--test", f.test)
+			r := c.run("connectivity", "test", "--test", f.test, "--request-timeout", "2s")
 			c.node("worker2", "sh", "-c", f.heals)
 			if r.code != 1 {
 				t.Errorf("code %d", r.code)
