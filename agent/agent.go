@@ -18,6 +18,7 @@ import (
 	"lash.internal/lash/agent/cni"
 	"lash.internal/lash/agent/cni/wire"
 	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
@@ -68,6 +69,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 	defer root.Close()
+	crash.At(crash.Owned)
 	ctx, stop := context.WithCancelCause(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -146,6 +148,8 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return err
 	}
 
+	crash.At(crash.Restored)
+
 	// Loops: from here on the kernel follows the tables.
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
@@ -160,6 +164,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 			return cause(ctx, ctx.Err())
 		}
 	}
+	crash.At(crash.Synced)
 	if err := a.putIntoService(ctx); err != nil {
 		return cause(ctx, err)
 	}
@@ -319,6 +324,7 @@ func (a *Agent) newPods(client *kube.Client) error {
 // ready opens the node for pods, as the very last step of a start.
 func (a *Agent) ready() error {
 	a.pods.SetReady(nil)
+	crash.At(crash.Ready)
 	a.source.SetReady(true)
 	if a.cfg.CNIConfPath != "" {
 		foreign, err := cni.WriteConf(a.cfg.CNIConfPath, a.cfg.Debug, a.cfg.CNIExclusive)

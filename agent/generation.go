@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/attach"
 )
 
@@ -103,6 +104,7 @@ func (a *Agent) retire() {
 	if err := k.choice.Retire(); err != nil {
 		a.log.Warn("programs and maps of older generations stay pinned", "error", err)
 	}
+	crash.At(crash.Retired)
 	k.note()
 }
 
@@ -125,6 +127,7 @@ func (a *Agent) moveFlows(ctx context.Context) error {
 			return nil
 		}
 		a.log.Info("flows moved", "from", name, "flows", n)
+		crash.At(crash.Moved)
 	}
 	k.constant.FlowsMove = false
 	next, err := k.choose()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/feature"
 	"lash.internal/lash/agent/datapath/loader"
@@ -84,6 +85,7 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if err := k.openDevices(self, pool); err != nil {
 		return err
 	}
+	crash.At(crash.Devices)
 	constants, err := k.constants(self, pool)
 	if err != nil {
 		return err
@@ -98,6 +100,7 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if k.maps, err = specs.OpenMaps(cfg.BPFRoot, cfg.TableSizes()); err != nil {
 		return err
 	}
+	crash.At(crash.Maps)
 	if len(k.maps.Lost) > 0 {
 		log.Error("flow tables of a version too old to take flows over from are gone", "tables", k.maps.Lost)
 	}
@@ -109,6 +112,7 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if k.choice, err = k.choose(); err != nil {
 		return err
 	}
+	crash.At(crash.Loaded)
 	if k.choice.Problem != nil {
 		log.Error("upgrade of the programs failed", "error", k.choice.Problem)
 		k.problem = k.choice.Problem

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"lash.internal/lash/agent/cni/wire"
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/state"
 )
 
@@ -251,6 +252,7 @@ func (s *Server) connect(ctx context.Context, ep state.Endpoint) (*wire.Interfac
 	if err != nil {
 		return nil, fmt.Errorf("create interface %s of pod %s: %w", ep.IfName, ep.Pod, err)
 	}
+	crash.At(crash.PodLink)
 	ep.IfIndex, ep.MAC, ep.NodeMAC = link.HostIndex, link.PodMAC, link.HostMAC
 	s.mu.Lock()
 	s.links[ep.ID] = link
@@ -259,9 +261,11 @@ func (s *Server) connect(ctx context.Context, ep state.Endpoint) (*wire.Interfac
 		return nil, err
 	}
 	rev := s.put(ep)
+	crash.At(crash.PodKnown)
 	if err := s.o.Datapath.Publish(ctx, ep, rev); err != nil {
 		return nil, fmt.Errorf("program endpoint %d of pod %s: %w", ep.ID, ep.Pod, err)
 	}
+	crash.At(crash.Published)
 	return s.answer(ep, link), nil
 }
 

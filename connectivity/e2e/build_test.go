@@ -69,14 +69,16 @@ var changedLayout = []edit{
 `},
 }
 
-// build makes a CLI of another version from changed sources and loads its image into the nodes.
-func (c *cluster) build(version string, edits []edit) string {
+// build makes a CLI of another version from changed sources, with the given GOFLAGS, and loads its image
+// into the nodes.
+func (c *cluster) build(version, flags string, edits []edit) string {
 	c.t.Helper()
 	dir := c.t.TempDir()
 	run := func(command string) {
 		c.t.Helper()
 		cmd := exec.Command("sh", "-ec", command)
 		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOFLAGS="+flags)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			c.t.Fatalf("%s: %v\n%s", command, err, out)
 		}

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/connectivity/probe"
 )
 
@@ -46,8 +47,9 @@ type load struct {
 // crashBed is a cluster with servers, clients and a control path.
 type crashBed struct {
 	*cluster
-	a, b  string // nodes; the servers are on a
-	paths []path
+	a, b   string // nodes; the servers are on a
+	server string // UDP echo in a pod of a
+	paths  []path
 }
 
 const bareSubnet = "10.99"
@@ -71,6 +73,7 @@ func newCrashBed(t *testing.T, name string, install ...string) *crashBed {
 		t.Fatal(err)
 	}
 	v4, v6 := pod.Status.PodIPs[0].IP, pod.Status.PodIPs[1].IP
+	bed.server = net.JoinHostPort(v4, "8082")
 	vip := strings.TrimSpace(c.kubectl("get", "service", "soak", "-o", "jsonpath={.spec.clusterIP}"))
 	to := func(ip string, flags ...string) []string {
 		return append([]string{"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"), "--rate", "500", "--flows", "20"}, flags...)
@@ -317,11 +320,12 @@ func (b *crashBed) upgrade(t *testing.T, lash string, flags ...string) {
 }
 
 // events are what happens to agents, in order. The last ones need builds that differ.
-func (b *crashBed) events(t *testing.T, kills int, away time.Duration) {
+func (b *crashBed) events(t *testing.T, kills int, away time.Duration, points bool) {
 	b.during(t, "nothing happens", func(*testing.T) {})
 	for i := range kills {
 		node := []string{b.a, b.b}[rand.IntN(2)]
 		b.during(t, fmt.Sprintf("kill %d on %s", i, node), func(t *testing.T) { b.kill(t, node) })
+		b.replace(t, node) // the kubelet waits longer after each crash of one pod
 	}
 	b.during(t, "rollout restart", b.rollout)
 	b.during(t, "API server away", func(t *testing.T) {
@@ -345,11 +349,88 @@ tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 429496729
 	if strings.Count(foreign, "bytecode") < 2 {
 		t.Errorf("the foreign program is gone:\n%s", foreign)
 	}
+	b.during(t, "a device is renamed", func(t *testing.T) {
+		b.node(b.b, "sh", "-ec", "ip link add eth1 type veth peer name vethpeer; ip addr add 10.78.0.1/24 dev eth1; ip link set eth1 up")
+		b.hooked(t, "eth1")
+		b.node(b.b, "sh", "-ec", "ip link set eth1 down; ip link set eth1 name eth9; ip link set eth9 up")
+		b.hooked(t, "eth9")
+		b.node(b.b, "ip", "link", "del", "eth9")
+	})
+	b.during(t, "another BPF file system over the first", b.remount)
 	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000", "--restart") })
-	next, layout := b.build("0.1.1", changedPrograms), b.build("0.1.2", changedLayout)
+	next, layout := b.build("0.1.1", "", changedPrograms), b.build("0.1.2", "", changedLayout)
 	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
 	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
 	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
+	if points {
+		b.points(t)
+	}
+}
+
+// hooked waits until the agent of node b has its programs on a device.
+func (b *crashBed) hooked(t *testing.T, device string) {
+	t.Helper()
+	b.until(t, "programs are on "+device, func() (bool, string) {
+		out := b.node(b.b, "bpftool", "net", "show", "dev", device)
+		return strings.Contains(out, "nd_from") && strings.Contains(out, "nd_to"), out
+	})
+}
+
+// replace deletes the agent's pod of a node and waits until its successor serves.
+func (b *crashBed) replace(t *testing.T, node string) {
+	t.Helper()
+	b.kubectl("-n", "kube-system", "delete", "pod", "-l", "k8s-app=cilium", "--field-selector", "spec.nodeName=lash-"+b.name+"-"+node, "--wait")
+	b.ready(t)
+}
+
+// at runs an event with a point named at which the agent of node b crashes, and wants it to have crashed.
+func (b *crashBed) at(t *testing.T, point string, event func(t *testing.T)) {
+	b.during(t, "crash at "+point, func(t *testing.T) {
+		b.node(b.b, "sh", "-c", "echo "+point+" >"+crash.File)
+		event(t)
+		b.until(t, "the agent has crashed at "+point, func() (bool, string) {
+			left := b.node(b.b, "sh", "-c", "cat "+crash.File+" 2>/dev/null; true")
+			return left == "", left
+		})
+		b.ready(t)
+	})
+	b.replace(t, b.b)
+}
+
+// points crashes the agent at every point that has a name, in a build that can do that.
+func (b *crashBed) points(t *testing.T) {
+	lash := b.build("0.1.3", "-tags=crash", nil)
+	b.upgrade(t, lash)
+	for _, p := range crash.Starts {
+		b.at(t, p, func(t *testing.T) { b.replace(t, b.b) })
+	}
+	for i, p := range crash.Upgrades {
+		b.at(t, p, func(t *testing.T) {
+			b.upgrade(t, lash, "--restart", "--set", fmt.Sprintf("bpf.ctTcpMax=%d", 210000+i*10000))
+		})
+	}
+	for _, p := range crash.Pods {
+		b.at(t, p, func(t *testing.T) {
+			b.apply(t, "first.yaml", map[string]string{
+				"NAME": "pod-" + p, "NODE": "lash-" + b.name + "-" + b.b, "COUNT": "1", "TARGET": b.server,
+			})
+			b.kubectl("wait", "--for=condition=Complete", "job/pod-"+p, "--timeout=90s")
+		})
+	}
+}
+
+// remount hides the BPF file system of node b under another one. The agent must not begin a second
+// life there, and takes up its first one when it is back.
+func (b *crashBed) remount(t *testing.T) {
+	b.node(b.b, "mount", "-t", "bpf", "bpf", "/sys/fs/bpf")
+	b.processes(b.b, "^cilium-agent ", "kill -9 $p")
+	b.until(t, "the agent says why it does not start", func() (bool, string) {
+		out := b.kubectl("-n", "kube-system", "get", "pod", "-l", "k8s-app=cilium", "--field-selector", "spec.nodeName=lash-"+b.name+"-"+b.b,
+			"-o", "jsonpath={.items[*].status.containerStatuses[*]}")
+		return strings.Contains(out, "another BPF file system"), out
+	})
+	b.node(b.b, "umount", "-l", "/sys/fs/bpf")
+	b.replace(t, b.b)
 }
 
 // TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, in
@@ -371,7 +452,7 @@ func TestNoLoss(t *testing.T) {
 	}
 	for mode, flags := range modes {
 		t.Run(mode, func(t *testing.T) {
-			newCrashBed(t, "crash"+mode[:1], flags...).events(t, kills, away)
+			newCrashBed(t, "crash"+mode[:1], flags...).events(t, kills, away, full)
 		})
 	}
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/loader"
 	"lash.internal/lash/agent/reconcile"
 )
@@ -361,6 +362,7 @@ func (t hooks) Set(_ context.Context, h Hook, p Program) error {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.Hooks)
 	t.attached(h, fresh)
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -24,6 +24,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/bpf"
 )
@@ -237,6 +238,7 @@ func (p *Programs) load(s *Specs, set *maps.Set, cfg bpf.Config) error {
 				coll.Close()
 				return fmt.Errorf("pin program %s: %w", name, err)
 			}
+			crash.At(crash.Pinned)
 		}
 		coll.Close()
 	}

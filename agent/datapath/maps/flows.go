@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/bpf"
 )
 
@@ -84,6 +85,7 @@ func (s *Set) replaceTable(old, path, prevPath, name string, spec, before *ebpf.
 	if err := os.Rename(old, prevPath); err != nil {
 		return nil, fmt.Errorf("keep the table before: %w", err)
 	}
+	crash.At(crash.Renamed)
 	if err := s.openPrev(prevPath, name+prevSuffix, before); err != nil {
 		return nil, errors.Join(err, os.Rename(prevPath, old))
 	}
