@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -344,6 +345,7 @@ func (a *Agent) ready() error {
 	}
 	a.log.Info("ready", "entriesWritten", written, "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.choice.Programs.Hash,
 		"adopted", a.kernel.choice.Programs.Adopted)
+	debug.FreeOSMemory() // a start takes several times what the long time after it does
 	return nil
 }
 
