@@ -110,13 +110,13 @@ func (a *Agent) socketHooks() map[string]attach.Program {
 type podLinks struct{ a *Agent }
 
 // CreateLink makes a pod's pair of devices. The host end is up, so that routes over it are
-// accepted, but carries nothing: the pod's end stays down until the plugin has moved it, and the
+// accepted, but carries nothing: the pod's end stays down until the plugin sets it up, and the
 // plugin gets its answer only after Publish has attached the programs.
-func (p podLinks) CreateLink(_ context.Context, hostName string) (cni.Link, error) {
+func (p podLinks) CreateLink(_ context.Context, e state.Endpoint) (cni.Link, error) {
 	k := p.a.kernel
-	v, err := netlink.CreateVeth(hostName, k.underlayMTU, p.a.cfg.IPv4, p.a.cfg.IPv6, k.sysctls)
+	v, err := netlink.CreateVeth(e.IfName, netlink.Peer{Netns: e.NetnsPath, Name: e.ContainerIf}, k.underlayMTU, p.a.cfg.IPv4, p.a.cfg.IPv6, k.sysctls)
 	if err == nil {
-		err = netlink.SetUp(hostName)
+		err = netlink.SetUp(e.IfName)
 	}
 	if err != nil {
 		return cni.Link{}, err

@@ -25,9 +25,9 @@ type Link struct {
 
 // Datapath is what the server needs from the kernel side.
 type Datapath interface {
-	// CreateLink makes a new veth pair in the node's network namespace with the programs attached
-	// to the host end and the host end up. An older pair of that name is deleted first.
-	CreateLink(ctx context.Context, hostName string) (Link, error)
+	// CreateLink makes a new veth pair, the host end up, the pod's end in the pod's namespace if that
+	// can be. An older pair of that name is deleted first.
+	CreateLink(ctx context.Context, ep state.Endpoint) (Link, error)
 	// HasLink returns the index of an existing host end.
 	HasLink(hostName string) (index int, ok bool)
 	// Publish returns when the kernel holds everything that follows from the endpoint's row as of

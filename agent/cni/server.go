@@ -248,7 +248,7 @@ func (s *Server) takeID() (uint16, error) {
 
 // connect makes the pair of an endpoint, writes its row and file, and waits for the kernel.
 func (s *Server) connect(ctx context.Context, ep state.Endpoint) (*wire.Interface, error) {
-	link, err := s.o.Datapath.CreateLink(ctx, ep.IfName)
+	link, err := s.o.Datapath.CreateLink(ctx, ep)
 	if err != nil {
 		return nil, fmt.Errorf("create interface %s of pod %s: %w", ep.IfName, ep.Pod, err)
 	}

@@ -25,7 +25,8 @@ type kernel struct {
 	publish error
 }
 
-func (k *kernel) CreateLink(_ context.Context, name string) (Link, error) {
+func (k *kernel) CreateLink(_ context.Context, ep state.Endpoint) (Link, error) {
+	name := ep.IfName
 	k.links[name] = 40 + len(k.links)
 	return Link{
 		HostName: name, HostIndex: k.links[name], PeerName: "tmp" + name[3:], MTU: 1500, RouteMTU: 1450,

@@ -123,7 +123,7 @@ func TestRoutesAndNeighbours(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := CreateVeth("lxc0123456789ab", 1500, true, true, s)
+	v, err := CreateVeth("lxc0123456789ab", Peer{}, 1500, true, true, s)
 	if err != nil {
 		t.Fatal(err)
 	}

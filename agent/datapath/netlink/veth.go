@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 
 	nl "github.com/vishvananda/netlink"
@@ -17,14 +18,21 @@ type Veth struct {
 	HostName  string
 	HostIndex int
 	HostMAC   net.HardwareAddr
-	PeerName  string // pod's end, until the CNI plugin moves and renames it
+	PeerName  string // pod's end, where the CNI plugin has to move and rename it
 	PodMAC    net.HardwareAddr
 	MTU       int
 }
 
-// CreateVeth makes the pair hostName and its peer in the node's namespace, both down, in place of
-// an older pair of that name.
-func CreateVeth(hostName string, mtu int, v4, v6 bool, s *Sysctls) (Veth, error) {
+// Peer says where the pod's end of a pair belongs: a file of the pod's network namespace and the name
+// that the device has there.
+type Peer struct{ Netns, Name string }
+
+// CreateVeth makes the pair of hostName, both ends down, in place of an older pair of that name. The
+// pod's end is made where it belongs: moving and renaming a device has the kernel wait, tens of
+// milliseconds for each pod, one after the other. Where that cannot be, as the namespace's file is not
+// to be seen from here or has a device of that name already, it is made in the node's namespace under
+// another name, and the CNI plugin moves it.
+func CreateVeth(hostName string, peer Peer, mtu int, v4, v6 bool, s *Sysctls) (Veth, error) {
 	if err := DeleteLink(hostName); err != nil {
 		return Veth{}, err
 	}
@@ -36,13 +44,15 @@ func CreateVeth(hostName string, mtu int, v4, v6 bool, s *Sysctls) (Veth, error)
 		HostName: hostName, HostMAC: hostMAC, PodMAC: podMAC, MTU: mtu,
 		PeerName: "tmp" + strings.TrimPrefix(hostName, PodPrefix),
 	}
-	err = nl.LinkAdd(&nl.Veth{
+	pair := &nl.Veth{
 		LinkAttrs:        nl.LinkAttrs{Name: hostName, HardwareAddr: hostMAC, MTU: mtu, TxQLen: 1000},
 		PeerName:         v.PeerName,
 		PeerHardwareAddr: podMAC,
-	})
-	if err != nil {
-		return Veth{}, fmt.Errorf("create %s: %w", hostName, err)
+	}
+	if !createInside(*pair, peer) {
+		if err := nl.LinkAdd(pair); err != nil {
+			return Veth{}, fmt.Errorf("create %s: %w", hostName, err)
+		}
 	}
 	link, err := nl.LinkByName(hostName)
 	if err != nil {
@@ -53,6 +63,21 @@ func CreateVeth(hostName string, mtu int, v4, v6 bool, s *Sysctls) (Veth, error)
 		return Veth{}, err
 	}
 	return v, nil
+}
+
+// createInside makes a pair with the peer in its namespace, under its name there. The answer is whether
+// that was possible.
+func createInside(pair nl.Veth, peer Peer) bool {
+	if peer.Netns == "" || peer.Name == "" {
+		return false
+	}
+	ns, err := os.Open(peer.Netns)
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	pair.PeerName, pair.PeerNamespace = peer.Name, nl.NsFd(ns.Fd())
+	return nl.LinkAdd(&pair) == nil
 }
 
 // SetUp brings a device up.
