@@ -112,7 +112,7 @@ BENCH    ?=
 
 .PHONY: bench
 bench: deps build ## Measure beside bare paths, write BENCHMARKS.md; ROUNDS=10 DURATION=2s PATHS= TESTS= FAMILY=ipv4 BENCH='more flags'
-	CGO_ENABLED=0 go build -o bin/lash-bench ./cmd/lash-bench
+	$(STATIC) -o bin/lash-bench ./cmd/lash-bench
 	bin/lash-bench --rounds $(ROUNDS) --duration $(DURATION) --family $(FAMILY) $(if $(PATHS),--groups $(PATHS)) $(if $(TESTS),--tests $(TESTS)) $(BENCH)
 
 .PHONY: race

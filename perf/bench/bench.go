@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"lash.internal/lash/connectivity/cluster"
@@ -291,7 +293,27 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 			return errors.Join(fmt.Errorf("node %s of the bare paths tracks %d connections, it must not", n, tracked), err)
 		}
 	}
-	return nil
+	return b.recordTracked(ctx, k, groups[0].Native)
+}
+
+// recordTracked notes how many connections the kernel of the worker tracks: a kubelet's rules make it
+// look at what passes the host's stack, the packets of a tunnel among it.
+func (b *run) recordTracked(ctx context.Context, k *kube, native bool) error {
+	worker, _, err := k.nodes()
+	if err != nil {
+		return err
+	}
+	var out, errOut bytes.Buffer
+	code, err := cluster.Exec(ctx, "", k.c.Name, worker, []string{"cat", "/proc/sys/net/netfilter/nf_conntrack_count"}, nil, &out, &errOut)
+	if err != nil || code != 0 {
+		return errors.Join(fmt.Errorf("connections that %s tracks: %s", worker, errOut.String()), err)
+	}
+	mode := map[bool]string{false: "VXLAN", true: "native"}[native]
+	n, err := strconv.ParseFloat(strings.TrimSpace(out.String()), 64)
+	if err != nil {
+		return fmt.Errorf("connections that %s tracks: %w", worker, err)
+	}
+	return b.figures(Figure{Name: "connections that the kernel of a Lash node tracks after the rounds, " + mode, Unit: "entries", Values: []float64{n}})
 }
 
 // compare makes the courses of our program and the original on the veth pair.
