@@ -67,15 +67,32 @@ func (b *bench) tunnel() {
 		return o.rec.TunId == idA && bpf.FromIP(o.rec.TunIp) == netip.MustParseAddr("203.0.113.2") && o.pkt.ttl == 63
 	})
 	back := packet{src: z, dst: a, proto: udp, payload: 100}
-	in := context{Cb: [5]uint32{idRemote}} // a test run has no tunnel key
-	b.expect("reply from other node", "ov_from", back.bytes(), in, actRedirect, byPeer, here, nil)
+	prog, in := b.fromNode(idRemote)
+	b.expect("reply from other node", prog, back.bytes(), in, actRedirect, byPeer, here, nil)
 	fresh := packet{src: z, dst: at(b.podB(), far), proto: tcp, flags: syn}
-	b.expect("other node to pod", "ov_from", fresh.bytes(), in, actRedirect, byPeer, podBDev, func(o outcome) bool { return o.pkt.dstMAC == podBMAC })
+	b.expect("other node to pod", prog, fresh.bytes(), in, actRedirect, byPeer, podBDev, func(o outcome) bool { return o.pkt.dstMAC == podBMAC })
 	in.Cb[0] = bpf.IdentityHost
-	b.expect("host identity from the wire", "ov_from", fresh.bytes(), in, actDrop, untouched, none, nil)
+	b.expect("host identity from the wire", prog, fresh.bytes(), in, actDrop, untouched, none, nil)
 	out := packet{src: at(b.node(), port), dst: z, proto: tcp, flags: syn}
 	b.expect("host to other node", "ov_to", out.bytes(), context{}, actNext, byStack, none, func(o outcome) bool { return o.rec.TunId == bpf.IdentityRemoteNode })
 	b.expect("decided before", "ov_to", open.bytes(), context{Mark: markDone}, actNext, untouched, none, func(o outcome) bool { return o.same })
+}
+
+// native are packets from other nodes without a tunnel. Those to other nodes go where the routes of the
+// node say, so they are no test.
+func (b *bench) native() {
+	fresh := packet{src: at(b.remote(), port), dst: at(b.podB(), far), proto: tcp, flags: syn}
+	b.expect("other node to pod", "nd_from", fresh.bytes(), context{}, actRedirect, byPeer, podBDev, func(o outcome) bool {
+		return o.pkt.dstMAC == podBMAC && o.pkt.ttl == 63
+	})
+}
+
+// fromNode is the program that packets of other nodes meet first, and what tells it their identity.
+func (b *bench) fromNode(identity uint32) (prog string, in context) {
+	if b.cfg.Tunnel {
+		return "ov_from", context{Cb: [5]uint32{identity}} // a test run has no tunnel key
+	}
+	return "nd_from", context{}
 }
 
 // host are packets of the node itself.
@@ -99,7 +116,7 @@ func (b *bench) errors() {
 	b.expect("TTL used up", "pod_from", last.bytes(), context{}, actRedirect, byDevice, here, func(o outcome) bool {
 		return fromRouter(o) && o.pkt.icmpType == b.icmp(11, 3)
 	})
-	if b.cfg.TunnelMTU > testRunMax {
+	if !b.cfg.Tunnel || b.cfg.TunnelMTU > testRunMax {
 		return
 	}
 	big := packet{src: at(b.podA(), port+1), dst: at(b.remote(), far), proto: udp, noFrag: true, payload: int(b.cfg.TunnelMTU)}
@@ -117,7 +134,8 @@ func (b *bench) services() {
 	})
 	// The backend is on another node for this one packet, so that it can come in here.
 	answer := packet{src: backend, dst: a, proto: udp, payload: 30}
-	b.expect("answer of a Service", "ov_from", answer.bytes(), context{Cb: [5]uint32{idB}}, actRedirect, byPeer, here, func(o outcome) bool {
+	prog, in := b.fromNode(idB)
+	b.expect("answer of a Service", prog, answer.bytes(), in, actRedirect, byPeer, here, func(o outcome) bool {
 		return o.pkt.src == vip && o.pkt.dst == a
 	})
 	b.expect("Service without backends", "pod_from", packet{src: a, dst: at(b.vip(), 80), proto: tcp, flags: syn}.bytes(), context{},

@@ -79,7 +79,11 @@ func Run(specs *loader.Specs, cfg bpf.Config) (sent int, err error) {
 			return sent, fmt.Errorf("self-test: %w", err)
 		}
 		b.pods()
-		b.tunnel()
+		if cfg.Tunnel {
+			b.tunnel()
+		} else {
+			b.native()
+		}
 		b.host()
 		b.errors()
 		if cfg.KubeProxyReplacement {

@@ -43,6 +43,7 @@ func TestProgramsPass(t *testing.T) {
 		"IPv6 only":     func(c *bpf.Config) { c.IPv4 = false },
 		"kube-proxy":    func(c *bpf.Config) { c.KubeProxyReplacement, c.SockLB = false, bpf.SockLBOff },
 		"no masquerade": func(c *bpf.Config) { c.Masquerade4, c.Masquerade6 = false, false },
+		"native":        func(c *bpf.Config) { c.Tunnel = false },
 		"jumbo frames":  func(c *bpf.Config) { c.TunnelMTU = 8950 },
 		"small MTU":     func(c *bpf.Config) { c.TunnelMTU = 1280 },
 		"both worlds":   func(c *bpf.Config) { c.World4, c.World6 = bpf.IdentityWorldV4, bpf.IdentityWorldV6 },
