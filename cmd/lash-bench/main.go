@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if len(args) == 1 && args[0] == "cni" {
 		return bench.ServeCNIJob(ctx, in, out) // the part of the bench that runs inside a node
 	}
-	o := bench.Options{Command: "make bench"}
+	o := bench.Options{}
 	fs := flag.NewFlagSet("lash-bench", flag.ContinueOnError)
 	fs.SetOutput(errOut)
 	var groups, tests, family, results, report, render string
@@ -93,9 +93,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	} else if maxLoad > 0 && load > maxLoad {
 		return fmt.Errorf("the load average is %.2f: the machine is at work on something else; wait, or give --max-load 0 and get disturbed figures", load)
 	}
-	if len(args) > 0 {
-		o.Command += " (" + strings.Join(args, " ") + ")"
-	}
+	o.Command = command(fs)
 	var err error
 	if o.Self, err = os.Executable(); err != nil {
 		return fmt.Errorf("own path: %w", err)
@@ -108,6 +106,25 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		fmt.Fprintf(errOut, "[%6.1fs] %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
 	}
 	return measure(ctx, o, results, report)
+}
+
+// command is what to type for the same measurement: the flags that change what is measured.
+func command(fs *flag.FlagSet) string {
+	out := "make bench"
+	variable := map[string]string{"rounds": "ROUNDS", "duration": "DURATION", "groups": "PATHS", "tests": "TESTS", "family": "FAMILY"}
+	var more []string
+	fs.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "rounds", "duration", "groups", "tests", "family":
+			out += " " + variable[f.Name] + "=" + f.Value.String()
+		case "client-cpu", "server-cpu", "starts", "idle", "attempts", "patience":
+			more = append(more, "--"+f.Name+" "+f.Value.String())
+		}
+	})
+	if len(more) > 0 {
+		out += " BENCH='" + strings.Join(more, " ") + "'"
+	}
+	return out
 }
 
 // measure runs the bench. The file with the samples grows while it does; the report is written at the end.

@@ -351,6 +351,15 @@ func TestReadyLine(t *testing.T) {
 	}
 }
 
+func TestReason(t *testing.T) {
+	if got := reason("waiting\nstill waiting\nError: refused\n"); got != "Error: refused" {
+		t.Errorf("%q", got)
+	}
+	if got := reason("1\n2\n3\n4\n5\n6\n7\n"); got != "2\n3\n4\n5\n6\n7" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestImageSize(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "image.tar")
 	if err := os.WriteFile(file, make([]byte, 2_000_000), 0o644); err != nil {

@@ -31,9 +31,23 @@ func (k *kube) run(ctx context.Context, program string, stdin string, args ...st
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, lastLines(errOut.String(), 6)), ctx.Err())
+		return nil, errors.Join(fmt.Errorf("%s %s: %w: %s", filepath.Base(program), strings.Join(args, " "), err, reason(errOut.String())), ctx.Err())
 	}
 	return out.Bytes(), nil
+}
+
+// reason is what a program says of its failure: its lines with an error, else the last ones.
+func reason(stderr string) string {
+	var errs []string
+	for line := range strings.SplitSeq(stderr, "\n") {
+		if strings.HasPrefix(strings.ToLower(line), "error") {
+			errs = append(errs, line)
+		}
+	}
+	if len(errs) > 0 {
+		return strings.Join(errs, "\n")
+	}
+	return lastLines(stderr, 6)
 }
 
 func lastLines(text string, n int) string {
