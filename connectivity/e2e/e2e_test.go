@@ -273,9 +273,13 @@ func (c *cluster) version() string {
 	return image[strings.LastIndex(image, ":")+1:]
 }
 
+// TestLifeWithKubeProxy is the other kind of cluster, and the other way between the nodes.
 func TestLifeWithKubeProxy(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "e2ekp", "--kube-proxy", "iptables", "--workers", "1")
-	c.install("🔮 Auto-detected kube-proxy has been installed")
+	c := newCluster(t, "e2ekp", "--kube-proxy", "iptables", "--ip-family", "dual", "--workers", "1")
+	c.loadImage(c.lash)
+	c.ok("install", "--wait", "--yes", "--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true").
+		want(t, "🔮 Auto-detected kube-proxy has been installed")
+	c.ok("status", "--wait")
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 }
