@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -36,10 +37,11 @@ type plugin struct {
 	logFile string
 	command string
 	version string // of the specification, as the configuration has it
+	gone    func() bool
 }
 
 func newPlugin(socket string) *plugin {
-	p := &plugin{agent: client{socket: wire.Socket}, queue: wire.QueueDir, command: os.Getenv("CNI_COMMAND"), version: current.ImplementedSpecVersion}
+	p := &plugin{agent: client{socket: wire.Socket}, queue: wire.QueueDir, command: os.Getenv("CNI_COMMAND"), version: current.ImplementedSpecVersion, gone: removed}
 	if socket != "" {
 		p.agent.socket = socket
 		p.queue = strings.TrimSuffix(socket, "/cilium.sock") + "/deleteQueue"
@@ -69,10 +71,21 @@ func (p *plugin) config(args *skel.CmdArgs) (*netConf, error) {
 	return c, nil
 }
 
+// removed says whether this program's file has been removed since it was started, as an uninstallation
+// does: a call that has waited for the agent in vain must not leave a file behind then.
+func removed() bool {
+	exe, err := os.Executable()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(exe)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 // log appends a line to the log file of the configuration. The runtime shows what matters, so a
 // log that cannot be written is no error.
 func (p *plugin) log(msg string) {
-	if p.logFile == "" {
+	if p.logFile == "" || p.gone() {
 		return
 	}
 	f, err := os.OpenFile(p.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)

@@ -371,8 +371,8 @@ tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 429496729
 func (b *crashBed) hooked(t *testing.T, device string) {
 	t.Helper()
 	b.until(t, "programs are on "+device, func() (bool, string) {
-		out := b.node(b.b, "bpftool", "net", "show", "dev", device)
-		return strings.Contains(out, "nd_from") && strings.Contains(out, "nd_to"), out
+		out := b.node(b.b, "sh", "-c", "ls /sys/fs/bpf/lash/link/if$(cat /sys/class/net/"+device+"/ifindex); true")
+		return len(strings.Fields(out)) == 2, out // in and out
 	})
 }
 

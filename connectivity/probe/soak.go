@@ -208,7 +208,7 @@ func (k *soak) flow(ctx context.Context, i int) {
 	k.mu.Unlock()
 	c, r, err := greet(ctx, k.TCP)
 	if err != nil {
-		if ctx.Err() == nil {
+		if !over(ctx) {
 			broken(err)
 		}
 		return
@@ -247,6 +247,13 @@ func (k *soak) flow(ctx context.Context, i int) {
 	}
 }
 
+// over says whether the soak ends. A deadline counts from its time on: the context itself may say so
+// later, when connections have been refused for it already.
+func over(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ctx.Err() != nil || (ok && !time.Now().Before(end))
+}
+
 func greet(ctx context.Context, target string) (net.Conn, *bufio.Reader, error) {
 	d := net.Dialer{Timeout: soakTimeout}
 	c, err := d.DialContext(ctx, "tcp", target)
@@ -265,12 +272,12 @@ func greet(ctx context.Context, target string) (net.Conn, *bufio.Reader, error) 
 // fresh opens a connection, reads the greeting and closes, again and again. It closes by reset, as
 // source ports would otherwise run out; the same ports come round again soon.
 func (k *soak) fresh(ctx context.Context) {
-	for ctx.Err() == nil {
+	for !over(ctx) {
 		start := time.Now()
 		c, _, err := greet(ctx, k.TCP)
 		took := time.Since(start).Microseconds()
 		if err != nil {
-			if ctx.Err() != nil {
+			if over(ctx) {
 				return
 			}
 			k.fail("new tcp", err)
