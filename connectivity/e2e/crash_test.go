@@ -320,7 +320,7 @@ func (b *crashBed) upgrade(t *testing.T, lash string, flags ...string) {
 }
 
 // events are what happens to agents, in order. The last ones need builds that differ.
-func (b *crashBed) events(t *testing.T, kills int, away time.Duration, points bool) {
+func (b *crashBed) events(t *testing.T, kills int, away time.Duration, full bool) {
 	b.during(t, "nothing happens", func(*testing.T) {})
 	for i := range kills {
 		node := []string{b.a, b.b}[rand.IntN(2)]
@@ -328,6 +328,21 @@ func (b *crashBed) events(t *testing.T, kills int, away time.Duration, points bo
 		b.replace(t, node) // the kubelet waits longer after each crash of one pod
 	}
 	b.during(t, "rollout restart", b.rollout)
+	if full {
+		b.rarer(t, away)
+	}
+	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000", "--restart") })
+	next, layout := b.build("0.1.1", "", changedPrograms), b.build("0.1.2", "", changedLayout)
+	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
+	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
+	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
+	if full {
+		b.points(t)
+	}
+}
+
+// rarer are events that a sample leaves out.
+func (b *crashBed) rarer(t *testing.T, away time.Duration) {
 	b.during(t, "API server away", func(t *testing.T) {
 		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -STOP $p")
 		time.Sleep(away)
@@ -357,14 +372,6 @@ tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 429496729
 		b.node(b.b, "ip", "link", "del", "eth9")
 	})
 	b.during(t, "another BPF file system over the first", b.remount)
-	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000", "--restart") })
-	next, layout := b.build("0.1.1", "", changedPrograms), b.build("0.1.2", "", changedLayout)
-	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
-	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
-	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
-	if points {
-		b.points(t)
-	}
 }
 
 // hooked waits until the agent of node b has its programs on a device.
@@ -438,7 +445,7 @@ func (b *crashBed) remount(t *testing.T) {
 func TestNoLoss(t *testing.T) {
 	full := os.Getenv("LASH_CRASH") != ""
 	modes := map[string][]string{"tunnel": nil}
-	kills, away := 1, 15*time.Second
+	kills, away := 1, time.Duration(0)
 	if full {
 		modes["native"] = []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}
 		kills, away = 25, 10*time.Minute
