@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -145,12 +146,8 @@ func measure(ctx context.Context, o bench.Options, results, report string) error
 	if err != nil {
 		return fmt.Errorf("%w\nwhat was measured before is in %s", err, path)
 	}
-	text, err := bench.Report(records, path)
-	if err != nil {
+	if err := write(records, path, report); err != nil {
 		return err
-	}
-	if err := os.WriteFile(report, []byte(text), 0o644); err != nil {
-		return fmt.Errorf("report: %w", err)
 	}
 	o.Say("wrote %s and %s", report, path)
 	return nil
@@ -166,11 +163,22 @@ func renderFile(results, report string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", results, err)
 	}
+	return write(records, results, report)
+}
+
+// notesFile beside the results holds what people say about them: it ends the report.
+const notesFile = "notes.md"
+
+func write(records []bench.Record, results, report string) error {
 	text, err := bench.Report(records, results)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(report, []byte(text), 0o644); err != nil {
+	notes, err := os.ReadFile(filepath.Join(filepath.Dir(results), notesFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("notes: %w", err)
+	}
+	if err := os.WriteFile(report, append([]byte(text), notes...), 0o644); err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
 	return nil
