@@ -58,7 +58,7 @@ func TestGolden(t *testing.T) {
 		"default":        nil,
 		"no-kube-proxy":  {"kubeProxyReplacement=true", "k8sServiceHost=10.0.0.1", "k8sServicePort=6443", "operator.replicas=1", "cluster.name=dev"},
 		"podcidr-dual":   {"ipam.mode=kubernetes", "ipv6.enabled=true"},
-		"everything-set": {"debug.enabled=true", "logOptions.format=json", "devices={eth0,eth+}", "prometheus.enabled=true", "rollOutCiliumPods=true", "extraConfig.mtu=1400", "extraEnv[0].name=CILIUM_ENABLE_POLICY", "extraEnv[0].value=never", "resources.limits.memory=1Gi", "image.digest=sha256:00", "image.useDigest=true", "cni.binPath=/home/kubernetes/bin", "extraHostPathMounts[0].name=x", "extraHostPathMounts[0].mountPath=/x", "extraHostPathMounts[0].hostPath=/y", "operator.setNodeTaints=true", "commonLabels.team=net", "operator.podDisruptionBudget.minAvailable=1", "bpf.enableTCX=false"},
+		"everything-set": {"debug.enabled=true", "logOptions.format=json", "devices={eth0,eth+}", "prometheus.enabled=true", "rollOutCiliumPods=true", "extraConfig.mtu=1400", "extraEnv[0].name=CILIUM_ENABLE_POLICY", "extraEnv[0].value=never", "resources.limits.memory=1Gi", "image.digest=sha256:00", "image.useDigest=true", "cni.binPath=/home/kubernetes/bin", "extraHostPathMounts[0].name=x", "extraHostPathMounts[0].mountPath=/x", "extraHostPathMounts[0].hostPath=/y", "commonLabels.team=net", "operator.podDisruptionBudget.minAvailable=1", "bpf.enableTCX=false"},
 		"minimal":        {"operator.enabled=false", "rbac.create=false", "serviceAccounts.cilium.create=false", "cni.install=false", "bpf.autoMount.enabled=false", "cgroup.autoMount.enabled=false", "ipv4.enabled=false", "ipv6.enabled=true"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -72,7 +72,6 @@ type Config struct {
 	OperatorAPIAddr      string
 	NotReadyTaint        string
 	RemoveNodeTaints     bool
-	SetNodeTaints        bool
 	SetCiliumIsUp        bool
 	CNIConfPath          string // empty: do not write
 	CNIExclusive         bool

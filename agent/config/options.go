@@ -51,7 +51,7 @@ func clusterOptions() []option {
 		toggle("remove-cilium-node-taints", "true", "remove the taint when the agent is ready", func(c *Config) *bool { return &c.RemoveNodeTaints }),
 		toggle("set-cilium-is-up-condition", "true", "set NetworkUnavailable=False when the agent is ready", func(c *Config) *bool { return &c.SetCiliumIsUp }),
 		toggle("leader-elect", "true", "operator: only one replica acts", func(c *Config) *bool { return &c.OperatorLeaderElect }),
-		toggle("set-cilium-node-taints", "false", "operator: taint nodes on which no agent is ready", func(c *Config) *bool { return &c.SetNodeTaints }),
+		{key: "set-cilium-node-taints", def: "false", boolean: true, help: "operator: taint nodes on which no agent is ready", set: unsupportedTrue("give nodes the taint when they join the cluster; a ready agent removes it")},
 		text("compatibility-level", "", "Cilium version that is reported", func(c *Config) *string { return &c.CompatibilityLevel }),
 	}
 }

@@ -166,7 +166,7 @@ var operator = []Key{
 	key("operator.endpointGCInterval", String, "5m0s", "How often endpoints without a pod are collected; 0s means never."),
 	key("operator.removeNodeTaints", Bool, "true", "Remove agentNotReadyTaintKey from nodes whose agent is ready."),
 	key("operator.setNodeNetworkStatus", Bool, "true", "Set the node condition NetworkUnavailable to false once the agent is ready."),
-	key("operator.setNodeTaints", Bool, "null", "Put agentNotReadyTaintKey on nodes whose agent is not ready. Off unless set."),
+	key("operator.setNodeTaints", Bool, "false", "Accepted as false only: nodes get agentNotReadyTaintKey when they join the cluster, and a ready agent removes it.", "false"),
 	key("operator.unmanagedPodWatcher.restart", Bool, "true", "Restart DNS pods that were started before the network."),
 	key("operator.unmanagedPodWatcher.intervalSeconds", Int, "15", "Seconds between looks at such pods."),
 	key("operator.prometheus.enabled", Bool, "true", "Serve the operator's metrics."),
