@@ -162,10 +162,10 @@ func TestLifeWithoutKubeProxy(t *testing.T) {
 		t.Errorf("the second install changed the release:\n%s", rev)
 	}
 	c.ok("identity", "list").want(t, "reserved:host", "k8s:k8s-app=kube-dns", "k8s:io.cilium.k8s.policy.cluster=lash-e2e")
+	t.Run("a start with nothing changed", c.nothingChanged)
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 	t.Run("faults are named", c.faults)
 	t.Run("agents restart under traffic", c.restart)
-	t.Run("a start with nothing changed", c.nothingChanged)
 	t.Run("second network", c.secondNetwork)
 	t.Run("first packets of new pods", c.firstPackets)
 	t.Run("broken image", c.brokenImage)
