@@ -82,7 +82,7 @@ installs the built-in chart as a Helm release. Values of your own win over deriv
 	fs.StringVar(&f.version, "version", "", "Version to install, or a Cilium version 1.15.x or 1.16.x to report as compatibility level")
 	fs.BoolVar(&f.listVersions, "list-versions", false, "List what --version takes and do nothing else")
 	fs.StringVar(&f.chartDir, "chart-directory", "", "Folder with a chart to use instead of the built-in one (see lash chart export)")
-	fs.StringVar(&f.datapathMode, "datapath-mode", "", "How packets reach other nodes: tunnel")
+	fs.StringVar(&f.datapathMode, "datapath-mode", "", "How packets reach other nodes: tunnel or native")
 	fs.BoolVar(&f.without, "nodes-without-cilium", false, "Leave out nodes with the label "+install.NoScheduleLabel+"=true")
 	fs.BoolVar(&f.wait, "wait", false, "Wait until the agents and the operator are ready")
 	fs.DurationVar(&f.waitDuration, "wait-duration", 5*time.Minute, "How long --wait waits")

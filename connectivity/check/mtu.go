@@ -21,12 +21,7 @@ const (
 func nodeToNodeMTU() Scenario {
 	return Scenario{
 		Test: "node-to-node", Name: "host-to-host-mtu",
-		Skip: func(e *Env) string {
-			if len(e.Hosts) < 2 {
-				return needNodes
-			}
-			return ""
-		},
+		Skip: needsTwoHosts,
 		Do: func(ctx context.Context, e *Env) []ActionResult {
 			var pairs []func() ActionResult
 			for _, a := range e.Hosts {

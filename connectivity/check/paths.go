@@ -68,16 +68,19 @@ func podPath(a, b Peer) PathKind {
 // seenFrom is the address that a server sees of a pod when nothing translates on the way.
 func seenFrom(p Peer, family int) []netip.Addr { return []netip.Addr{p.IP(family)} }
 
+// needsTwoHosts skips what goes from node to node where there is one.
+func needsTwoHosts(e *Env) string {
+	if len(e.Hosts) < 2 {
+		return needNodes
+	}
+	return ""
+}
+
 // nodeToNode tells a broken fabric from a broken pod network.
 func nodeToNode() Scenario {
 	return Scenario{
 		Test: "node-to-node", Name: "host-to-host",
-		Skip: func(e *Env) string {
-			if len(e.Hosts) < 2 {
-				return needNodes
-			}
-			return ""
-		},
+		Skip: needsTwoHosts,
 		Actions: func(e *Env) (out []Action) {
 			for _, a := range e.Hosts {
 				for _, b := range e.Hosts {

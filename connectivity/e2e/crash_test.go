@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -129,31 +128,6 @@ func (b *crashBed) outside() string {
 	return ready.Addresses[i]
 }
 
-// background starts an echo server that ends with the test.
-func (b *crashBed) background(node string, command ...string) probe.Ready {
-	b.t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, b.lash, append([]string{"cluster", "exec", "--name", b.name, node, "--"}, command...)...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() {
-		stop()
-		_ = cmd.Wait() // it was stopped
-	})
-	var ready probe.Ready
-	if err := json.NewDecoder(out).Decode(&ready); err != nil {
-		b.t.Fatalf("%v on %s: %v", command, node, err)
-	}
-	return ready
-}
-
 // start puts load on all paths. The caller's event follows; stop collects.
 func (b *crashBed) start(t *testing.T) *load {
 	t.Helper()
@@ -261,21 +235,6 @@ func (b *crashBed) kill(t *testing.T, node string) {
 		t.Fatalf("agent of %s: %q", node, out)
 	}
 	b.ready(t)
-}
-
-// processes runs a shell command for each process $p in a node's containers whose command line matches.
-func (b *crashBed) processes(node, match, command string) string {
-	b.t.Helper()
-	return b.node(node, "sh", "-c", fmt.Sprintf(`for p in $(find /run/cilium/cgroupv2 -name cgroup.procs -exec cat {} +); do
-[ -r /proc/$p/cmdline ] && tr '\0' ' ' </proc/$p/cmdline | grep -aq '%s' && { %s; }; done 2>/dev/null; true`, match, command))
-}
-
-// ready waits until every agent serves its node.
-func (b *crashBed) ready(t *testing.T) {
-	t.Helper()
-	if r := b.run("status", "--wait", "--wait-duration", "90s"); r.code != 0 {
-		t.Errorf("status --wait: %s", r.all())
-	}
 }
 
 func (b *crashBed) rollout(t *testing.T) {

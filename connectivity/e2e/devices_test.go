@@ -29,8 +29,7 @@ ip -n second addr add 10.77.0.2/24 dev eth0
 ip -n second addr add fd77::2/64 dev eth0 nodad
 ip -n second link set eth0 up`)
 	defer c.node(node, "sh", "-ec", "ip link del eth1; ip netns del second")
-	bed := &crashBed{cluster: c}
-	bed.background(node, "ip", "netns", "exec", "second", c.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
+	c.background(node, "ip", "netns", "exec", "second", c.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
 	agent := strings.TrimSpace(c.kubectl("-n", "kube-system", "get", "pod", "-l", "k8s-app=cilium", "--field-selector", "spec.nodeName="+node, "-o", "name"))
 	c.until(t, "the agent knows eth1", func() (bool, string) {
 		out := c.kubectl("-n", "kube-system", "exec", agent, "--", "cilium", "status", "--verbose")

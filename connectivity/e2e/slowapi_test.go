@@ -4,13 +4,11 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -105,28 +103,13 @@ func (c *cluster) slow(t *testing.T, node string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, c.lash, "cluster", "exec", "--name", c.name, node, "--", "env", slowAPI+"="+api, self)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.kubeconfig)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ready := make([]byte, 6)
-	if _, err := io.ReadFull(out, ready); err != nil {
+	ready := make([]byte, len("ready"))
+	if _, err := io.ReadFull(c.begin(node, "env", slowAPI+"="+api, self), ready); err != nil {
 		t.Fatalf("proxy on %s: %v", node, err)
 	}
 	rule := fmt.Sprintf("OUTPUT -t nat -p tcp -d %s --dport %s -m mark ! --mark %d -j DNAT --to-destination 127.0.0.1:%d", host, port, slowMark, slowPort)
 	c.node(node, "sh", "-c", "iptables -A "+rule)
-	t.Cleanup(func() {
-		c.node(node, "sh", "-c", "iptables -D "+rule)
-		stop()
-		_ = cmd.Wait() // it was stopped
-	})
+	t.Cleanup(func() { c.node(node, "sh", "-c", "iptables -D "+rule) })
 }
 
 // firstPackets starts pods that send one datagram each to a pod of another node, while both nodes'

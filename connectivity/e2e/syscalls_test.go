@@ -89,7 +89,6 @@ func bpfCalls(t *testing.T) *ebpf.Map {
 func (c *cluster) nothingChanged(t *testing.T) {
 	// Nothing else may change meanwhile: no pod comes or goes.
 	c.kubectl("-n", "kube-system", "wait", "--for=condition=Available", "deploy/coredns", "--timeout=90s")
-	bed := &crashBed{cluster: c}
 	look := func() string {
 		return c.node("worker", "sh", "-ec", `for l in $(find /sys/fs/bpf/lash/link -type f | sort); do bpftool -j link show pinned $l | jq -c '[.id,.prog_id]'; done
 for m in svc slot backend front addr ep cidr vtep dev ct4 ct6; do
@@ -98,12 +97,12 @@ case $m in ct4|ct6) ;; *) bpftool map dump pinned /sys/fs/bpf/lash/maps/${m}_v1 
 	}
 	before := look()
 	calls := bpfCalls(t)
-	out := bed.processes("worker", "^cilium-agent ", "kill -9 $p && echo killed $p")
+	out := c.processes("worker", "^cilium-agent ", "kill -9 $p && echo killed $p")
 	if strings.Count(out, "killed") != 1 {
 		t.Fatalf("agent of worker: %q", out)
 	}
-	bed.ready(t)
-	pid, err := strconv.ParseUint(strings.TrimSpace(bed.processes("worker", "^cilium-agent ", "echo $p")), 10, 32)
+	c.ready(t)
+	pid, err := strconv.ParseUint(strings.TrimSpace(c.processes("worker", "^cilium-agent ", "echo $p")), 10, 32)
 	if err != nil {
 		t.Fatal(err)
 	}
