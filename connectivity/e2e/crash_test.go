@@ -409,6 +409,13 @@ func TestNoLoss(t *testing.T) {
 		modes["native"] = []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}
 		kills, away = 25, 10*time.Minute
 	}
+	if s := os.Getenv("LASH_CRASH_AWAY"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		away = d
+	}
 	if s := os.Getenv("LASH_CRASH_KILLS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
