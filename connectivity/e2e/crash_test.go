@@ -202,13 +202,13 @@ func (l *load) stop(paths []path) {
 		if p.control {
 			continue
 		}
-		lost += r.UDPLost - r.UDPFull
+		lost += r.UDPLost
 		if r.UDPSent == 0 || r.UDPDuplicated > control.UDPDuplicated ||
 			r.FlowsBroken > control.FlowsBroken || r.NewFailed > control.NewFailed || r.Exchanges == 0 {
 			l.t.Errorf("%s lost more than the control path", p.name)
 		}
 	}
-	onControl := control.UDPLost - control.UDPFull - (unreadControl - l.unreadControl)
+	onControl := control.UDPLost - (unreadControl - l.unreadControl)
 	if lost -= unread; lost > max(0, onControl) {
 		l.t.Errorf("%d datagrams were lost on the way, on the control path %d; servers did not read %d others in time", lost, onControl, unread)
 	}

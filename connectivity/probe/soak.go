@@ -35,8 +35,8 @@ type Soak struct {
 // SoakResult says what a soak met. Times are in microseconds.
 type SoakResult struct {
 	UDPSent       int   `json:"udpSent"`
-	UDPLost       int   `json:"udpLost"`
-	UDPFull       int   `json:"udpFull"` // of the lost: came back, but the socket's buffer was full
+	UDPLost       int   `json:"udpLost"` // never came back
+	UDPFull       int   `json:"udpFull"` // came back, but the socket's buffer was full
 	UDPDuplicated int   `json:"udpDuplicated"`
 	UDPReordered  int   `json:"udpReordered"`
 	UDPLongestGap int64 `json:"udpLongestGapUs"` // between two answers
@@ -127,7 +127,7 @@ func (k *soak) datagrams(ctx context.Context) {
 	full := socketDrops(c)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-len(seen), full
+	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-len(seen)-full, full
 	for first := uint64(1); first <= uint64(sent) && len(k.res.Holes) < soakErrors; first++ {
 		last := first
 		for last <= uint64(sent) && !seen[last] {
