@@ -33,7 +33,7 @@ type runner interface {
 	needsSweep() bool
 	sweep(now time.Time)
 	begin(now time.Time)
-	sets(ctx context.Context, now time.Time)
+	sets(ctx context.Context, now time.Time, ready bool)
 	deletes(ctx context.Context, now time.Time)
 	troubled() bool
 	end(ready bool)
@@ -51,6 +51,17 @@ func (r *loopRunner[K, V]) isLoaded() bool               { return r.loaded }
 func (r *loopRunner[K, V]) auditInterval() time.Duration { return r.interval }
 func (r *loopRunner[K, V]) needsSweep() bool             { return !r.swept }
 func (r *loopRunner[K, V]) begin(now time.Time)          { r.reqs = r.take(now) }
+
+func (r *loopRunner[K, V]) sets(ctx context.Context, now time.Time, ready bool) {
+	asked := map[K]bool{}
+	for _, q := range r.reqs {
+		for _, k := range q.keys {
+			asked[k] = true
+		}
+	}
+	r.Loop.sets(ctx, now, ready, asked)
+}
+
 func (r *loopRunner[K, V]) end(ready bool) {
 	r.finish(r.reqs, ready)
 	r.reqs = nil
@@ -225,7 +236,7 @@ func (c *Chain) pass(ctx context.Context, stages []runner, now time.Time, loaded
 		}
 	}
 	for _, s := range stages {
-		s.sets(ctx, now)
+		s.sets(ctx, now, ready)
 	}
 	if ready {
 		for i := len(stages) - 1; i >= 0; i-- {

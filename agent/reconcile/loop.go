@@ -301,8 +301,10 @@ func (l *Loop[K, V]) ordered() []K {
 	return keys
 }
 
-// sets writes the dirty keys that are wanted and differ from the belief.
-func (l *Loop[K, V]) sets(ctx context.Context, now time.Time) {
+// sets writes the dirty keys that are wanted and differ from the belief. Until every source has been
+// complete once, what is there from before is not replaced: it is better than a part of the truth,
+// which would be undone a moment later. An entry that somebody waits for is written at once.
+func (l *Loop[K, V]) sets(ctx context.Context, now time.Time, ready bool, asked map[K]bool) {
 	for _, k := range l.ordered() {
 		since := l.dirty[k]
 		if ctx.Err() != nil {
@@ -315,8 +317,12 @@ func (l *Loop[K, V]) sets(ctx context.Context, now time.Time) {
 		if !wanted {
 			continue // deletes handles it
 		}
-		if b, ok := l.belief[k]; ok && l.equal(b, v) {
+		b, held := l.belief[k]
+		if held && l.equal(b, v) {
 			l.settle(k)
+			continue
+		}
+		if held && !ready && !asked[k] {
 			continue
 		}
 		if err := l.target.Set(ctx, k, v); err != nil {

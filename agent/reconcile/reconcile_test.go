@@ -192,6 +192,31 @@ func TestNothingIsDeletedBeforeTheSourcesAreComplete(t *testing.T) {
 	}
 }
 
+// TestAPartOfTheTruthReplacesNothing starts over an entry whose value takes two sources to know, one
+// of which comes late.
+func TestAPartOfTheTruthReplacesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, late := newFixture(), newFixture()
+		complete := late.table.RegisterInitializer("api")
+		s := newStore(map[string]int{"a": 3, "b": 7})
+		run(t, Keyed("objects", s, func(k string) (int, bool) {
+			v, ok := f.want(k)
+			more, _ := late.want(k)
+			return v + more, ok
+		}, f.feed(), late.feed()))
+		f.put(obj{"a", 1}, obj{"b", 1}, obj{"c", 1})
+		expect(t, s, map[string]int{"a": 3, "b": 7, "c": 1})
+		late.put(obj{"a", 2})
+		w := late.db.WriteTxn()
+		complete(w)
+		w.Commit()
+		expect(t, s, map[string]int{"a": 3, "b": 1, "c": 1})
+		if s.writes != 2 {
+			t.Errorf("%d writes, want one for b and one for c", s.writes)
+		}
+	})
+}
+
 // TestFailuresAreRetried lets one key fail a few times; others are not held up by it.
 func TestFailuresAreRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
