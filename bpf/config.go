@@ -16,6 +16,13 @@ const (
 	SockLBHostNS uint8 = 2 // sockets of the host only
 )
 
+// Ways to reach a backend on another node, for Config.LBMode.
+const (
+	LBSNAT   uint8 = 0 // with an address of this node as the source
+	LBDSR    uint8 = 1 // as it is, in the tunnel; the other node answers
+	LBHybrid uint8 = 2 // TCP as LBDSR, the rest as LBSNAT
+)
+
 // Config holds the constants that programs are loaded with (include/consts.h). They belong to the
 // node and are the same for every pod and device.
 type Config struct {
@@ -33,6 +40,16 @@ type Config struct {
 	// SNATMin and SNATMax bound the source ports of masqueraded flows, both inclusive. The range
 	// has to be in net.ipv4.ip_local_reserved_ports.
 	SNATMin, SNATMax uint16
+	// RouterSNATMin and RouterSNATMax are the same for flows whose source becomes the router's address,
+	// which nothing else uses with ports below those that the host gives out.
+	RouterSNATMin, RouterSNATMax uint16
+	// NodePortMin and NodePortMax bound the NodePorts, both inclusive.
+	NodePortMin, NodePortMax uint16
+	// LBMode is how packets from outside reach a backend on another node.
+	LBMode uint8
+	// MaglevSize is the number of entries of a Service's table, a prime; 0 chooses at random.
+	// MaglevSeed is the same on every node.
+	MaglevSize, MaglevSeed uint32
 	// HostCookie is the cookie of the node's network namespace (SO_NETNS_COOKIE).
 	HostCookie uint64
 	// World4 and World6 are the identities of what is outside.
@@ -53,7 +70,7 @@ func DefaultConfig() Config {
 	return Config{
 		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll, Tunnel: true,
 		Masquerade4: true, Masquerade6: true, TunnelPort: 8472, TunnelMTU: 1450,
-		SNATMin: 49152, SNATMax: 65535, World4: IdentityWorld, World6: IdentityWorld,
+		SNATMin: 49152, SNATMax: 65535, RouterSNATMin: 1024, RouterSNATMax: 32767, NodePortMin: 30000, NodePortMax: 32767, World4: IdentityWorld, World6: IdentityWorld,
 	}
 }
 
@@ -65,6 +82,9 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 		"c_test": flag(c.Test), "c_ct_prev": flag(c.FlowsMove), "c_tunnel": flag(c.Tunnel),
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
+		"c_router_snat_min": c.RouterSNATMin, "c_router_snat_max": c.RouterSNATMax,
+		"c_node_port_min": c.NodePortMin, "c_node_port_max": c.NodePortMax,
+		"c_lb_mode": c.LBMode, "c_maglev_size": c.MaglevSize, "c_maglev_seed": c.MaglevSeed,
 		"c_world_id4": c.World4, "c_world_id6": c.World6,
 	}
 	addrs := map[string]netip.Addr{

@@ -16,10 +16,14 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	SockMapAff               = "aff"
 	SockMapBackend           = "backend"
 	SockMapFront             = "front"
+	SockMapHostback          = "hostback"
+	SockMapMaglev            = "maglev"
 	SockMapSkrev             = "skrev"
 	SockMapSlot              = "slot"
+	SockMapSrcrange          = "srcrange"
 	SockMapSvc               = "svc"
 	SockProgSockConnect4     = "sock_connect4"
 	SockProgSockConnect6     = "sock_connect6"
@@ -34,14 +38,21 @@ const (
 	SockVarC_ipv4            = "c_ipv4"
 	SockVarC_ipv6            = "c_ipv6"
 	SockVarC_kpr             = "c_kpr"
+	SockVarC_lbMode          = "c_lb_mode"
 	SockVarC_loopback4       = "c_loopback4"
 	SockVarC_loopback6       = "c_loopback6"
+	SockVarC_maglevSeed      = "c_maglev_seed"
+	SockVarC_maglevSize      = "c_maglev_size"
 	SockVarC_masq4           = "c_masq4"
 	SockVarC_masq6           = "c_masq6"
 	SockVarC_node4           = "c_node4"
 	SockVarC_node6           = "c_node6"
+	SockVarC_nodePortMax     = "c_node_port_max"
+	SockVarC_nodePortMin     = "c_node_port_min"
 	SockVarC_router4         = "c_router4"
 	SockVarC_router6         = "c_router6"
+	SockVarC_routerSnatMax   = "c_router_snat_max"
+	SockVarC_routerSnatMin   = "c_router_snat_min"
 	SockVarC_snatMax         = "c_snat_max"
 	SockVarC_snatMin         = "c_snat_min"
 	SockVarC_sockLb          = "c_sock_lb"
@@ -109,39 +120,50 @@ type SockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockMapSpecs struct {
-	Backend *ebpf.MapSpec `ebpf:"backend"`
-	Front   *ebpf.MapSpec `ebpf:"front"`
-	Skrev   *ebpf.MapSpec `ebpf:"skrev"`
-	Slot    *ebpf.MapSpec `ebpf:"slot"`
-	Svc     *ebpf.MapSpec `ebpf:"svc"`
+	Aff      *ebpf.MapSpec `ebpf:"aff"`
+	Backend  *ebpf.MapSpec `ebpf:"backend"`
+	Front    *ebpf.MapSpec `ebpf:"front"`
+	Hostback *ebpf.MapSpec `ebpf:"hostback"`
+	Maglev   *ebpf.MapSpec `ebpf:"maglev"`
+	Skrev    *ebpf.MapSpec `ebpf:"skrev"`
+	Slot     *ebpf.MapSpec `ebpf:"slot"`
+	Srcrange *ebpf.MapSpec `ebpf:"srcrange"`
+	Svc      *ebpf.MapSpec `ebpf:"svc"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
-	C_ctPrev     *ebpf.VariableSpec `ebpf:"c_ct_prev"`
-	C_hostCookie *ebpf.VariableSpec `ebpf:"c_host_cookie"`
-	C_ipv4       *ebpf.VariableSpec `ebpf:"c_ipv4"`
-	C_ipv6       *ebpf.VariableSpec `ebpf:"c_ipv6"`
-	C_kpr        *ebpf.VariableSpec `ebpf:"c_kpr"`
-	C_loopback4  *ebpf.VariableSpec `ebpf:"c_loopback4"`
-	C_loopback6  *ebpf.VariableSpec `ebpf:"c_loopback6"`
-	C_masq4      *ebpf.VariableSpec `ebpf:"c_masq4"`
-	C_masq6      *ebpf.VariableSpec `ebpf:"c_masq6"`
-	C_node4      *ebpf.VariableSpec `ebpf:"c_node4"`
-	C_node6      *ebpf.VariableSpec `ebpf:"c_node6"`
-	C_router4    *ebpf.VariableSpec `ebpf:"c_router4"`
-	C_router6    *ebpf.VariableSpec `ebpf:"c_router6"`
-	C_snatMax    *ebpf.VariableSpec `ebpf:"c_snat_max"`
-	C_snatMin    *ebpf.VariableSpec `ebpf:"c_snat_min"`
-	C_sockLb     *ebpf.VariableSpec `ebpf:"c_sock_lb"`
-	C_test       *ebpf.VariableSpec `ebpf:"c_test"`
-	C_tunnel     *ebpf.VariableSpec `ebpf:"c_tunnel"`
-	C_tunnelMtu  *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
-	C_worldId4   *ebpf.VariableSpec `ebpf:"c_world_id4"`
-	C_worldId6   *ebpf.VariableSpec `ebpf:"c_world_id6"`
+	C_ctPrev        *ebpf.VariableSpec `ebpf:"c_ct_prev"`
+	C_hostCookie    *ebpf.VariableSpec `ebpf:"c_host_cookie"`
+	C_ipv4          *ebpf.VariableSpec `ebpf:"c_ipv4"`
+	C_ipv6          *ebpf.VariableSpec `ebpf:"c_ipv6"`
+	C_kpr           *ebpf.VariableSpec `ebpf:"c_kpr"`
+	C_lbMode        *ebpf.VariableSpec `ebpf:"c_lb_mode"`
+	C_loopback4     *ebpf.VariableSpec `ebpf:"c_loopback4"`
+	C_loopback6     *ebpf.VariableSpec `ebpf:"c_loopback6"`
+	C_maglevSeed    *ebpf.VariableSpec `ebpf:"c_maglev_seed"`
+	C_maglevSize    *ebpf.VariableSpec `ebpf:"c_maglev_size"`
+	C_masq4         *ebpf.VariableSpec `ebpf:"c_masq4"`
+	C_masq6         *ebpf.VariableSpec `ebpf:"c_masq6"`
+	C_node4         *ebpf.VariableSpec `ebpf:"c_node4"`
+	C_node6         *ebpf.VariableSpec `ebpf:"c_node6"`
+	C_nodePortMax   *ebpf.VariableSpec `ebpf:"c_node_port_max"`
+	C_nodePortMin   *ebpf.VariableSpec `ebpf:"c_node_port_min"`
+	C_router4       *ebpf.VariableSpec `ebpf:"c_router4"`
+	C_router6       *ebpf.VariableSpec `ebpf:"c_router6"`
+	C_routerSnatMax *ebpf.VariableSpec `ebpf:"c_router_snat_max"`
+	C_routerSnatMin *ebpf.VariableSpec `ebpf:"c_router_snat_min"`
+	C_snatMax       *ebpf.VariableSpec `ebpf:"c_snat_max"`
+	C_snatMin       *ebpf.VariableSpec `ebpf:"c_snat_min"`
+	C_sockLb        *ebpf.VariableSpec `ebpf:"c_sock_lb"`
+	C_test          *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel        *ebpf.VariableSpec `ebpf:"c_tunnel"`
+	C_tunnelMtu     *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort    *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
+	C_worldId4      *ebpf.VariableSpec `ebpf:"c_world_id4"`
+	C_worldId6      *ebpf.VariableSpec `ebpf:"c_world_id6"`
 }
 
 // SockObjects contains all objects after they have been loaded into the kernel.
@@ -164,19 +186,27 @@ func (o *SockObjects) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockMaps struct {
-	Backend *ebpf.Map `ebpf:"backend"`
-	Front   *ebpf.Map `ebpf:"front"`
-	Skrev   *ebpf.Map `ebpf:"skrev"`
-	Slot    *ebpf.Map `ebpf:"slot"`
-	Svc     *ebpf.Map `ebpf:"svc"`
+	Aff      *ebpf.Map `ebpf:"aff"`
+	Backend  *ebpf.Map `ebpf:"backend"`
+	Front    *ebpf.Map `ebpf:"front"`
+	Hostback *ebpf.Map `ebpf:"hostback"`
+	Maglev   *ebpf.Map `ebpf:"maglev"`
+	Skrev    *ebpf.Map `ebpf:"skrev"`
+	Slot     *ebpf.Map `ebpf:"slot"`
+	Srcrange *ebpf.Map `ebpf:"srcrange"`
+	Svc      *ebpf.Map `ebpf:"svc"`
 }
 
 func (m *SockMaps) Close() error {
 	return _SockClose(
+		m.Aff,
 		m.Backend,
 		m.Front,
+		m.Hostback,
+		m.Maglev,
 		m.Skrev,
 		m.Slot,
+		m.Srcrange,
 		m.Svc,
 	)
 }
@@ -185,28 +215,35 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
-	C_ctPrev     *ebpf.Variable `ebpf:"c_ct_prev"`
-	C_hostCookie *ebpf.Variable `ebpf:"c_host_cookie"`
-	C_ipv4       *ebpf.Variable `ebpf:"c_ipv4"`
-	C_ipv6       *ebpf.Variable `ebpf:"c_ipv6"`
-	C_kpr        *ebpf.Variable `ebpf:"c_kpr"`
-	C_loopback4  *ebpf.Variable `ebpf:"c_loopback4"`
-	C_loopback6  *ebpf.Variable `ebpf:"c_loopback6"`
-	C_masq4      *ebpf.Variable `ebpf:"c_masq4"`
-	C_masq6      *ebpf.Variable `ebpf:"c_masq6"`
-	C_node4      *ebpf.Variable `ebpf:"c_node4"`
-	C_node6      *ebpf.Variable `ebpf:"c_node6"`
-	C_router4    *ebpf.Variable `ebpf:"c_router4"`
-	C_router6    *ebpf.Variable `ebpf:"c_router6"`
-	C_snatMax    *ebpf.Variable `ebpf:"c_snat_max"`
-	C_snatMin    *ebpf.Variable `ebpf:"c_snat_min"`
-	C_sockLb     *ebpf.Variable `ebpf:"c_sock_lb"`
-	C_test       *ebpf.Variable `ebpf:"c_test"`
-	C_tunnel     *ebpf.Variable `ebpf:"c_tunnel"`
-	C_tunnelMtu  *ebpf.Variable `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort *ebpf.Variable `ebpf:"c_tunnel_port"`
-	C_worldId4   *ebpf.Variable `ebpf:"c_world_id4"`
-	C_worldId6   *ebpf.Variable `ebpf:"c_world_id6"`
+	C_ctPrev        *ebpf.Variable `ebpf:"c_ct_prev"`
+	C_hostCookie    *ebpf.Variable `ebpf:"c_host_cookie"`
+	C_ipv4          *ebpf.Variable `ebpf:"c_ipv4"`
+	C_ipv6          *ebpf.Variable `ebpf:"c_ipv6"`
+	C_kpr           *ebpf.Variable `ebpf:"c_kpr"`
+	C_lbMode        *ebpf.Variable `ebpf:"c_lb_mode"`
+	C_loopback4     *ebpf.Variable `ebpf:"c_loopback4"`
+	C_loopback6     *ebpf.Variable `ebpf:"c_loopback6"`
+	C_maglevSeed    *ebpf.Variable `ebpf:"c_maglev_seed"`
+	C_maglevSize    *ebpf.Variable `ebpf:"c_maglev_size"`
+	C_masq4         *ebpf.Variable `ebpf:"c_masq4"`
+	C_masq6         *ebpf.Variable `ebpf:"c_masq6"`
+	C_node4         *ebpf.Variable `ebpf:"c_node4"`
+	C_node6         *ebpf.Variable `ebpf:"c_node6"`
+	C_nodePortMax   *ebpf.Variable `ebpf:"c_node_port_max"`
+	C_nodePortMin   *ebpf.Variable `ebpf:"c_node_port_min"`
+	C_router4       *ebpf.Variable `ebpf:"c_router4"`
+	C_router6       *ebpf.Variable `ebpf:"c_router6"`
+	C_routerSnatMax *ebpf.Variable `ebpf:"c_router_snat_max"`
+	C_routerSnatMin *ebpf.Variable `ebpf:"c_router_snat_min"`
+	C_snatMax       *ebpf.Variable `ebpf:"c_snat_max"`
+	C_snatMin       *ebpf.Variable `ebpf:"c_snat_min"`
+	C_sockLb        *ebpf.Variable `ebpf:"c_sock_lb"`
+	C_test          *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel        *ebpf.Variable `ebpf:"c_tunnel"`
+	C_tunnelMtu     *ebpf.Variable `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort    *ebpf.Variable `ebpf:"c_tunnel_port"`
+	C_worldId4      *ebpf.Variable `ebpf:"c_world_id4"`
+	C_worldId6      *ebpf.Variable `ebpf:"c_world_id6"`
 }
 
 // SockPrograms contains all programs after they have been loaded into the kernel.

@@ -16,59 +16,70 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	TcMapAddr         = "addr"
-	TcMapBackend      = "backend"
-	TcMapCfg          = "cfg"
-	TcMapCidr         = "cidr"
-	TcMapCt4          = "ct4"
-	TcMapCt4New       = "ct4_new"
-	TcMapCt4NewPrev   = "ct4_new_prev"
-	TcMapCt4Prev      = "ct4_prev"
-	TcMapCt6          = "ct6"
-	TcMapCt6New       = "ct6_new"
-	TcMapCt6NewPrev   = "ct6_new_prev"
-	TcMapCt6Prev      = "ct6_prev"
-	TcMapDev          = "dev"
-	TcMapEp           = "ep"
-	TcMapEvents       = "events"
-	TcMapEvtBudget    = "evt_budget"
-	TcMapFrag4        = "frag4"
-	TcMapFrag6        = "frag6"
-	TcMapFront        = "front"
-	TcMapMetrics      = "metrics"
-	TcMapScratch      = "scratch"
-	TcMapSlot         = "slot"
-	TcMapSvc          = "svc"
-	TcMapTestRec      = "test_rec"
-	TcMapVtep         = "vtep"
-	TcProgNdFrom      = "nd_from"
-	TcProgNdTo        = "nd_to"
-	TcProgOvFrom      = "ov_from"
-	TcProgOvTo        = "ov_to"
-	TcProgPodFrom     = "pod_from"
-	TcProgPodTo       = "pod_to"
-	TcVarC_ctPrev     = "c_ct_prev"
-	TcVarC_hostCookie = "c_host_cookie"
-	TcVarC_ipv4       = "c_ipv4"
-	TcVarC_ipv6       = "c_ipv6"
-	TcVarC_kpr        = "c_kpr"
-	TcVarC_loopback4  = "c_loopback4"
-	TcVarC_loopback6  = "c_loopback6"
-	TcVarC_masq4      = "c_masq4"
-	TcVarC_masq6      = "c_masq6"
-	TcVarC_node4      = "c_node4"
-	TcVarC_node6      = "c_node6"
-	TcVarC_router4    = "c_router4"
-	TcVarC_router6    = "c_router6"
-	TcVarC_snatMax    = "c_snat_max"
-	TcVarC_snatMin    = "c_snat_min"
-	TcVarC_sockLb     = "c_sock_lb"
-	TcVarC_test       = "c_test"
-	TcVarC_tunnel     = "c_tunnel"
-	TcVarC_tunnelMtu  = "c_tunnel_mtu"
-	TcVarC_tunnelPort = "c_tunnel_port"
-	TcVarC_worldId4   = "c_world_id4"
-	TcVarC_worldId6   = "c_world_id6"
+	TcMapAddr            = "addr"
+	TcMapAff             = "aff"
+	TcMapBackend         = "backend"
+	TcMapCfg             = "cfg"
+	TcMapCidr            = "cidr"
+	TcMapCt4             = "ct4"
+	TcMapCt4New          = "ct4_new"
+	TcMapCt4NewPrev      = "ct4_new_prev"
+	TcMapCt4Prev         = "ct4_prev"
+	TcMapCt6             = "ct6"
+	TcMapCt6New          = "ct6_new"
+	TcMapCt6NewPrev      = "ct6_new_prev"
+	TcMapCt6Prev         = "ct6_prev"
+	TcMapDev             = "dev"
+	TcMapEp              = "ep"
+	TcMapEvents          = "events"
+	TcMapEvtBudget       = "evt_budget"
+	TcMapFrag4           = "frag4"
+	TcMapFrag6           = "frag6"
+	TcMapFront           = "front"
+	TcMapHostback        = "hostback"
+	TcMapMaglev          = "maglev"
+	TcMapMetrics         = "metrics"
+	TcMapScratch         = "scratch"
+	TcMapSlot            = "slot"
+	TcMapSrcrange        = "srcrange"
+	TcMapSvc             = "svc"
+	TcMapTestRec         = "test_rec"
+	TcMapVtep            = "vtep"
+	TcProgNdFrom         = "nd_from"
+	TcProgNdTo           = "nd_to"
+	TcProgOvFrom         = "ov_from"
+	TcProgOvTo           = "ov_to"
+	TcProgPodFrom        = "pod_from"
+	TcProgPodTo          = "pod_to"
+	TcVarC_ctPrev        = "c_ct_prev"
+	TcVarC_hostCookie    = "c_host_cookie"
+	TcVarC_ipv4          = "c_ipv4"
+	TcVarC_ipv6          = "c_ipv6"
+	TcVarC_kpr           = "c_kpr"
+	TcVarC_lbMode        = "c_lb_mode"
+	TcVarC_loopback4     = "c_loopback4"
+	TcVarC_loopback6     = "c_loopback6"
+	TcVarC_maglevSeed    = "c_maglev_seed"
+	TcVarC_maglevSize    = "c_maglev_size"
+	TcVarC_masq4         = "c_masq4"
+	TcVarC_masq6         = "c_masq6"
+	TcVarC_node4         = "c_node4"
+	TcVarC_node6         = "c_node6"
+	TcVarC_nodePortMax   = "c_node_port_max"
+	TcVarC_nodePortMin   = "c_node_port_min"
+	TcVarC_router4       = "c_router4"
+	TcVarC_router6       = "c_router6"
+	TcVarC_routerSnatMax = "c_router_snat_max"
+	TcVarC_routerSnatMin = "c_router_snat_min"
+	TcVarC_snatMax       = "c_snat_max"
+	TcVarC_snatMin       = "c_snat_min"
+	TcVarC_sockLb        = "c_sock_lb"
+	TcVarC_test          = "c_test"
+	TcVarC_tunnel        = "c_tunnel"
+	TcVarC_tunnelMtu     = "c_tunnel_mtu"
+	TcVarC_tunnelPort    = "c_tunnel_port"
+	TcVarC_worldId4      = "c_world_id4"
+	TcVarC_worldId6      = "c_world_id6"
 )
 
 // LoadTc returns the embedded CollectionSpec for Tc.
@@ -126,6 +137,7 @@ type TcProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcMapSpecs struct {
 	Addr       *ebpf.MapSpec `ebpf:"addr"`
+	Aff        *ebpf.MapSpec `ebpf:"aff"`
 	Backend    *ebpf.MapSpec `ebpf:"backend"`
 	Cfg        *ebpf.MapSpec `ebpf:"cfg"`
 	Cidr       *ebpf.MapSpec `ebpf:"cidr"`
@@ -144,9 +156,12 @@ type TcMapSpecs struct {
 	Frag4      *ebpf.MapSpec `ebpf:"frag4"`
 	Frag6      *ebpf.MapSpec `ebpf:"frag6"`
 	Front      *ebpf.MapSpec `ebpf:"front"`
+	Hostback   *ebpf.MapSpec `ebpf:"hostback"`
+	Maglev     *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
 	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
 	Slot       *ebpf.MapSpec `ebpf:"slot"`
+	Srcrange   *ebpf.MapSpec `ebpf:"srcrange"`
 	Svc        *ebpf.MapSpec `ebpf:"svc"`
 	TestRec    *ebpf.MapSpec `ebpf:"test_rec"`
 	Vtep       *ebpf.MapSpec `ebpf:"vtep"`
@@ -156,28 +171,35 @@ type TcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
-	C_ctPrev     *ebpf.VariableSpec `ebpf:"c_ct_prev"`
-	C_hostCookie *ebpf.VariableSpec `ebpf:"c_host_cookie"`
-	C_ipv4       *ebpf.VariableSpec `ebpf:"c_ipv4"`
-	C_ipv6       *ebpf.VariableSpec `ebpf:"c_ipv6"`
-	C_kpr        *ebpf.VariableSpec `ebpf:"c_kpr"`
-	C_loopback4  *ebpf.VariableSpec `ebpf:"c_loopback4"`
-	C_loopback6  *ebpf.VariableSpec `ebpf:"c_loopback6"`
-	C_masq4      *ebpf.VariableSpec `ebpf:"c_masq4"`
-	C_masq6      *ebpf.VariableSpec `ebpf:"c_masq6"`
-	C_node4      *ebpf.VariableSpec `ebpf:"c_node4"`
-	C_node6      *ebpf.VariableSpec `ebpf:"c_node6"`
-	C_router4    *ebpf.VariableSpec `ebpf:"c_router4"`
-	C_router6    *ebpf.VariableSpec `ebpf:"c_router6"`
-	C_snatMax    *ebpf.VariableSpec `ebpf:"c_snat_max"`
-	C_snatMin    *ebpf.VariableSpec `ebpf:"c_snat_min"`
-	C_sockLb     *ebpf.VariableSpec `ebpf:"c_sock_lb"`
-	C_test       *ebpf.VariableSpec `ebpf:"c_test"`
-	C_tunnel     *ebpf.VariableSpec `ebpf:"c_tunnel"`
-	C_tunnelMtu  *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
-	C_worldId4   *ebpf.VariableSpec `ebpf:"c_world_id4"`
-	C_worldId6   *ebpf.VariableSpec `ebpf:"c_world_id6"`
+	C_ctPrev        *ebpf.VariableSpec `ebpf:"c_ct_prev"`
+	C_hostCookie    *ebpf.VariableSpec `ebpf:"c_host_cookie"`
+	C_ipv4          *ebpf.VariableSpec `ebpf:"c_ipv4"`
+	C_ipv6          *ebpf.VariableSpec `ebpf:"c_ipv6"`
+	C_kpr           *ebpf.VariableSpec `ebpf:"c_kpr"`
+	C_lbMode        *ebpf.VariableSpec `ebpf:"c_lb_mode"`
+	C_loopback4     *ebpf.VariableSpec `ebpf:"c_loopback4"`
+	C_loopback6     *ebpf.VariableSpec `ebpf:"c_loopback6"`
+	C_maglevSeed    *ebpf.VariableSpec `ebpf:"c_maglev_seed"`
+	C_maglevSize    *ebpf.VariableSpec `ebpf:"c_maglev_size"`
+	C_masq4         *ebpf.VariableSpec `ebpf:"c_masq4"`
+	C_masq6         *ebpf.VariableSpec `ebpf:"c_masq6"`
+	C_node4         *ebpf.VariableSpec `ebpf:"c_node4"`
+	C_node6         *ebpf.VariableSpec `ebpf:"c_node6"`
+	C_nodePortMax   *ebpf.VariableSpec `ebpf:"c_node_port_max"`
+	C_nodePortMin   *ebpf.VariableSpec `ebpf:"c_node_port_min"`
+	C_router4       *ebpf.VariableSpec `ebpf:"c_router4"`
+	C_router6       *ebpf.VariableSpec `ebpf:"c_router6"`
+	C_routerSnatMax *ebpf.VariableSpec `ebpf:"c_router_snat_max"`
+	C_routerSnatMin *ebpf.VariableSpec `ebpf:"c_router_snat_min"`
+	C_snatMax       *ebpf.VariableSpec `ebpf:"c_snat_max"`
+	C_snatMin       *ebpf.VariableSpec `ebpf:"c_snat_min"`
+	C_sockLb        *ebpf.VariableSpec `ebpf:"c_sock_lb"`
+	C_test          *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel        *ebpf.VariableSpec `ebpf:"c_tunnel"`
+	C_tunnelMtu     *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort    *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
+	C_worldId4      *ebpf.VariableSpec `ebpf:"c_world_id4"`
+	C_worldId6      *ebpf.VariableSpec `ebpf:"c_world_id6"`
 }
 
 // TcObjects contains all objects after they have been loaded into the kernel.
@@ -201,6 +223,7 @@ func (o *TcObjects) Close() error {
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcMaps struct {
 	Addr       *ebpf.Map `ebpf:"addr"`
+	Aff        *ebpf.Map `ebpf:"aff"`
 	Backend    *ebpf.Map `ebpf:"backend"`
 	Cfg        *ebpf.Map `ebpf:"cfg"`
 	Cidr       *ebpf.Map `ebpf:"cidr"`
@@ -219,9 +242,12 @@ type TcMaps struct {
 	Frag4      *ebpf.Map `ebpf:"frag4"`
 	Frag6      *ebpf.Map `ebpf:"frag6"`
 	Front      *ebpf.Map `ebpf:"front"`
+	Hostback   *ebpf.Map `ebpf:"hostback"`
+	Maglev     *ebpf.Map `ebpf:"maglev"`
 	Metrics    *ebpf.Map `ebpf:"metrics"`
 	Scratch    *ebpf.Map `ebpf:"scratch"`
 	Slot       *ebpf.Map `ebpf:"slot"`
+	Srcrange   *ebpf.Map `ebpf:"srcrange"`
 	Svc        *ebpf.Map `ebpf:"svc"`
 	TestRec    *ebpf.Map `ebpf:"test_rec"`
 	Vtep       *ebpf.Map `ebpf:"vtep"`
@@ -230,6 +256,7 @@ type TcMaps struct {
 func (m *TcMaps) Close() error {
 	return _TcClose(
 		m.Addr,
+		m.Aff,
 		m.Backend,
 		m.Cfg,
 		m.Cidr,
@@ -248,9 +275,12 @@ func (m *TcMaps) Close() error {
 		m.Frag4,
 		m.Frag6,
 		m.Front,
+		m.Hostback,
+		m.Maglev,
 		m.Metrics,
 		m.Scratch,
 		m.Slot,
+		m.Srcrange,
 		m.Svc,
 		m.TestRec,
 		m.Vtep,
@@ -261,28 +291,35 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
-	C_ctPrev     *ebpf.Variable `ebpf:"c_ct_prev"`
-	C_hostCookie *ebpf.Variable `ebpf:"c_host_cookie"`
-	C_ipv4       *ebpf.Variable `ebpf:"c_ipv4"`
-	C_ipv6       *ebpf.Variable `ebpf:"c_ipv6"`
-	C_kpr        *ebpf.Variable `ebpf:"c_kpr"`
-	C_loopback4  *ebpf.Variable `ebpf:"c_loopback4"`
-	C_loopback6  *ebpf.Variable `ebpf:"c_loopback6"`
-	C_masq4      *ebpf.Variable `ebpf:"c_masq4"`
-	C_masq6      *ebpf.Variable `ebpf:"c_masq6"`
-	C_node4      *ebpf.Variable `ebpf:"c_node4"`
-	C_node6      *ebpf.Variable `ebpf:"c_node6"`
-	C_router4    *ebpf.Variable `ebpf:"c_router4"`
-	C_router6    *ebpf.Variable `ebpf:"c_router6"`
-	C_snatMax    *ebpf.Variable `ebpf:"c_snat_max"`
-	C_snatMin    *ebpf.Variable `ebpf:"c_snat_min"`
-	C_sockLb     *ebpf.Variable `ebpf:"c_sock_lb"`
-	C_test       *ebpf.Variable `ebpf:"c_test"`
-	C_tunnel     *ebpf.Variable `ebpf:"c_tunnel"`
-	C_tunnelMtu  *ebpf.Variable `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort *ebpf.Variable `ebpf:"c_tunnel_port"`
-	C_worldId4   *ebpf.Variable `ebpf:"c_world_id4"`
-	C_worldId6   *ebpf.Variable `ebpf:"c_world_id6"`
+	C_ctPrev        *ebpf.Variable `ebpf:"c_ct_prev"`
+	C_hostCookie    *ebpf.Variable `ebpf:"c_host_cookie"`
+	C_ipv4          *ebpf.Variable `ebpf:"c_ipv4"`
+	C_ipv6          *ebpf.Variable `ebpf:"c_ipv6"`
+	C_kpr           *ebpf.Variable `ebpf:"c_kpr"`
+	C_lbMode        *ebpf.Variable `ebpf:"c_lb_mode"`
+	C_loopback4     *ebpf.Variable `ebpf:"c_loopback4"`
+	C_loopback6     *ebpf.Variable `ebpf:"c_loopback6"`
+	C_maglevSeed    *ebpf.Variable `ebpf:"c_maglev_seed"`
+	C_maglevSize    *ebpf.Variable `ebpf:"c_maglev_size"`
+	C_masq4         *ebpf.Variable `ebpf:"c_masq4"`
+	C_masq6         *ebpf.Variable `ebpf:"c_masq6"`
+	C_node4         *ebpf.Variable `ebpf:"c_node4"`
+	C_node6         *ebpf.Variable `ebpf:"c_node6"`
+	C_nodePortMax   *ebpf.Variable `ebpf:"c_node_port_max"`
+	C_nodePortMin   *ebpf.Variable `ebpf:"c_node_port_min"`
+	C_router4       *ebpf.Variable `ebpf:"c_router4"`
+	C_router6       *ebpf.Variable `ebpf:"c_router6"`
+	C_routerSnatMax *ebpf.Variable `ebpf:"c_router_snat_max"`
+	C_routerSnatMin *ebpf.Variable `ebpf:"c_router_snat_min"`
+	C_snatMax       *ebpf.Variable `ebpf:"c_snat_max"`
+	C_snatMin       *ebpf.Variable `ebpf:"c_snat_min"`
+	C_sockLb        *ebpf.Variable `ebpf:"c_sock_lb"`
+	C_test          *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel        *ebpf.Variable `ebpf:"c_tunnel"`
+	C_tunnelMtu     *ebpf.Variable `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort    *ebpf.Variable `ebpf:"c_tunnel_port"`
+	C_worldId4      *ebpf.Variable `ebpf:"c_world_id4"`
+	C_worldId6      *ebpf.Variable `ebpf:"c_world_id6"`
 }
 
 // TcPrograms contains all programs after they have been loaded into the kernel.

@@ -44,6 +44,14 @@ type (
 	Slots = typesSlots
 	// Backend is the value of map backend.
 	Backend = typesBackend
+	// Maglev is an element of map maglev: two backend ids.
+	Maglev = typesMaglev
+	// AffKey is the key of map aff: a client of a Service with session affinity.
+	AffKey = typesAffKey
+	// Aff is the value of map aff.
+	Aff = typesAff
+	// SrcrangeKey is the key of map srcrange. Plen counts the 32 bits before the address.
+	SrcrangeKey = typesSrcrangeKey
 	// SkrevKey is the key of map skrev.
 	SkrevKey = typesSkrevKey
 	// Skrev is the value of map skrev: the Service behind a socket's peer.
@@ -87,7 +95,8 @@ const (
 
 // Flags of Addr.
 const (
-	AddrHasSvc uint16 = uint16(typesAddrFlagADDR_HAS_SVC)
+	AddrHasSvc   uint16 = uint16(typesAddrFlagADDR_HAS_SVC)
+	AddrNodePort uint16 = uint16(typesAddrFlagADDR_NODEPORT)
 )
 
 // Kinds of Cidr.
@@ -127,16 +136,32 @@ const (
 	CtSettled   uint16 = uint16(typesCtFlagCT_SETTLED)
 )
 
-// Scopes of FrontKey.
+// Flags of Front; the type is in the bits from FrontTypeShift up.
 const (
-	ScopeInternal uint8 = uint8(typesFrontScopeSCOPE_INTERNAL)
-	ScopeExternal uint8 = uint8(typesFrontScopeSCOPE_EXTERNAL)
+	FrontPrimary   uint32 = uint32(typesFrontFlagFRONT_PRIMARY)
+	FrontOutside   uint32 = uint32(typesFrontFlagFRONT_OUTSIDE)
+	FrontSources   uint32 = uint32(typesFrontFlagFRONT_SOURCES)
+	FrontThisNode  uint32 = uint32(typesFrontFlagFRONT_THIS_NODE)
+	FrontTypeShift        = 8
+)
+
+// Types of Front.
+const (
+	FrontClusterIP    uint32 = uint32(typesFrontTypeFRONT_CLUSTER_IP)
+	FrontNodePort     uint32 = uint32(typesFrontTypeFRONT_NODE_PORT)
+	FrontExternalIP   uint32 = uint32(typesFrontTypeFRONT_EXTERNAL_IP)
+	FrontLoadBalancer uint32 = uint32(typesFrontTypeFRONT_LOAD_BALANCER)
+	FrontHostPort     uint32 = uint32(typesFrontTypeFRONT_HOST_PORT)
 )
 
 // Flags of Svc.
 const (
 	SvcInternalLocal uint32 = uint32(typesSvcFlagSVC_INTERNAL_LOCAL)
+	SvcExternalLocal uint32 = uint32(typesSvcFlagSVC_EXTERNAL_LOCAL)
 )
+
+// HostbackWords is the number of elements of map hostback that a protocol has; TCP comes first.
+const HostbackWords = 1024
 
 // States of Backend.
 const (

@@ -28,7 +28,8 @@ type typesAddr struct {
 type typesAddrFlag uint32
 
 const (
-	typesAddrFlagADDR_HAS_SVC typesAddrFlag = 1
+	typesAddrFlagADDR_HAS_SVC  typesAddrFlag = 1
+	typesAddrFlagADDR_NODEPORT typesAddrFlag = 2
 )
 
 type typesAddrKey struct {
@@ -50,6 +51,23 @@ const (
 	typesAddrKindADDR_VIP         typesAddrKind = 6
 	typesAddrKindADDR_CIDR        typesAddrKind = 7
 )
+
+type typesAff struct {
+	_          structs.HostLayout
+	BackendId  uint32
+	SetGen     uint32
+	Seen       uint32
+	BackendGen uint16
+	Pad        uint16
+}
+
+type typesAffKey struct {
+	_        structs.HostLayout
+	Client   [16]uint8
+	SvcId    uint32
+	IsCookie uint8
+	Pad      [3]uint8
+}
 
 type typesBackend struct {
 	_     structs.HostLayout
@@ -347,21 +365,33 @@ type typesFront struct {
 	Flags uint32
 }
 
+type typesFrontFlag uint32
+
+const (
+	typesFrontFlagFRONT_PRIMARY   typesFrontFlag = 1
+	typesFrontFlagFRONT_OUTSIDE   typesFrontFlag = 2
+	typesFrontFlagFRONT_SOURCES   typesFrontFlag = 4
+	typesFrontFlagFRONT_THIS_NODE typesFrontFlag = 8
+)
+
 type typesFrontKey struct {
 	_       structs.HostLayout
 	Ip      [16]uint8
 	Port    uint16
 	Proto   uint8
-	Scope   uint8
+	Pad     uint8
 	Cluster uint16
-	Pad     uint16
+	Pad2    uint16
 }
 
-type typesFrontScope uint32
+type typesFrontType uint32
 
 const (
-	typesFrontScopeSCOPE_INTERNAL typesFrontScope = 0
-	typesFrontScopeSCOPE_EXTERNAL typesFrontScope = 1
+	typesFrontTypeFRONT_CLUSTER_IP    typesFrontType = 0
+	typesFrontTypeFRONT_NODE_PORT     typesFrontType = 1
+	typesFrontTypeFRONT_EXTERNAL_IP   typesFrontType = 2
+	typesFrontTypeFRONT_LOAD_BALANCER typesFrontType = 3
+	typesFrontTypeFRONT_HOST_PORT     typesFrontType = 4
 )
 
 type typesGcDone uint32
@@ -412,6 +442,11 @@ const (
 	typesIdentityID_WORLD_V4       typesIdentity = 9
 	typesIdentityID_WORLD_V6       typesIdentity = 10
 )
+
+type typesMaglev struct {
+	_         structs.HostLayout
+	BackendId [2]uint32
+}
 
 type typesMetricDir uint32
 
@@ -483,23 +518,31 @@ const (
 	typesSrcFileFILE_FRAG  typesSrcFile = 8
 )
 
+type typesSrcrangeKey struct {
+	_     structs.HostLayout
+	Plen  uint32
+	SvcId uint32
+	Ip    [16]uint8
+}
+
 type typesSvc struct {
 	_            structs.HostLayout
 	BlkAll       uint64
-	BlkExt       uint64
+	Pad          uint64
 	BlkLocal     uint64
 	Maglev       uint64
 	AffinitySecs uint32
-	SrcRange     uint32
+	SetGen       uint32
 	Flags        uint32
 	Gen          uint32
-	Pad          [16]uint8
+	Pad2         [16]uint8
 }
 
 type typesSvcFlag uint32
 
 const (
 	typesSvcFlagSVC_INTERNAL_LOCAL typesSvcFlag = 1
+	typesSvcFlagSVC_EXTERNAL_LOCAL typesSvcFlag = 2
 )
 
 type typesTestRec struct {
@@ -555,6 +598,8 @@ const (
 	typesVarExportAddrFlag     = "export_addr_flag"
 	typesVarExportAddrKey      = "export_addr_key"
 	typesVarExportAddrKind     = "export_addr_kind"
+	typesVarExportAff          = "export_aff"
+	typesVarExportAffKey       = "export_aff_key"
 	typesVarExportBackend      = "export_backend"
 	typesVarExportBackendState = "export_backend_state"
 	typesVarExportCidr         = "export_cidr"
@@ -581,13 +626,15 @@ const (
 	typesVarExportFrag4Key     = "export_frag4_key"
 	typesVarExportFrag6Key     = "export_frag6_key"
 	typesVarExportFront        = "export_front"
+	typesVarExportFrontFlag    = "export_front_flag"
 	typesVarExportFrontKey     = "export_front_key"
-	typesVarExportFrontScope   = "export_front_scope"
+	typesVarExportFrontType    = "export_front_type"
 	typesVarExportGcDone       = "export_gc_done"
 	typesVarExportGcExpire     = "export_gc_expire"
 	typesVarExportGcItem       = "export_gc_item"
 	typesVarExportGcPurge      = "export_gc_purge"
 	typesVarExportIdentity     = "export_identity"
+	typesVarExportMaglev       = "export_maglev"
 	typesVarExportMetricDir    = "export_metric_dir"
 	typesVarExportMetrics      = "export_metrics"
 	typesVarExportMetricsKey   = "export_metrics_key"
@@ -596,6 +643,7 @@ const (
 	typesVarExportSkrevKey     = "export_skrev_key"
 	typesVarExportSlots        = "export_slots"
 	typesVarExportSrcFile      = "export_src_file"
+	typesVarExportSrcrangeKey  = "export_srcrange_key"
 	typesVarExportSvc          = "export_svc"
 	typesVarExportSvcFlag      = "export_svc_flag"
 	typesVarExportTestRec      = "export_test_rec"
@@ -662,6 +710,8 @@ type typesVariableSpecs struct {
 	ExportAddrFlag     *ebpf.VariableSpec `ebpf:"export_addr_flag"`
 	ExportAddrKey      *ebpf.VariableSpec `ebpf:"export_addr_key"`
 	ExportAddrKind     *ebpf.VariableSpec `ebpf:"export_addr_kind"`
+	ExportAff          *ebpf.VariableSpec `ebpf:"export_aff"`
+	ExportAffKey       *ebpf.VariableSpec `ebpf:"export_aff_key"`
 	ExportBackend      *ebpf.VariableSpec `ebpf:"export_backend"`
 	ExportBackendState *ebpf.VariableSpec `ebpf:"export_backend_state"`
 	ExportCidr         *ebpf.VariableSpec `ebpf:"export_cidr"`
@@ -688,13 +738,15 @@ type typesVariableSpecs struct {
 	ExportFrag4Key     *ebpf.VariableSpec `ebpf:"export_frag4_key"`
 	ExportFrag6Key     *ebpf.VariableSpec `ebpf:"export_frag6_key"`
 	ExportFront        *ebpf.VariableSpec `ebpf:"export_front"`
+	ExportFrontFlag    *ebpf.VariableSpec `ebpf:"export_front_flag"`
 	ExportFrontKey     *ebpf.VariableSpec `ebpf:"export_front_key"`
-	ExportFrontScope   *ebpf.VariableSpec `ebpf:"export_front_scope"`
+	ExportFrontType    *ebpf.VariableSpec `ebpf:"export_front_type"`
 	ExportGcDone       *ebpf.VariableSpec `ebpf:"export_gc_done"`
 	ExportGcExpire     *ebpf.VariableSpec `ebpf:"export_gc_expire"`
 	ExportGcItem       *ebpf.VariableSpec `ebpf:"export_gc_item"`
 	ExportGcPurge      *ebpf.VariableSpec `ebpf:"export_gc_purge"`
 	ExportIdentity     *ebpf.VariableSpec `ebpf:"export_identity"`
+	ExportMaglev       *ebpf.VariableSpec `ebpf:"export_maglev"`
 	ExportMetricDir    *ebpf.VariableSpec `ebpf:"export_metric_dir"`
 	ExportMetrics      *ebpf.VariableSpec `ebpf:"export_metrics"`
 	ExportMetricsKey   *ebpf.VariableSpec `ebpf:"export_metrics_key"`
@@ -703,6 +755,7 @@ type typesVariableSpecs struct {
 	ExportSkrevKey     *ebpf.VariableSpec `ebpf:"export_skrev_key"`
 	ExportSlots        *ebpf.VariableSpec `ebpf:"export_slots"`
 	ExportSrcFile      *ebpf.VariableSpec `ebpf:"export_src_file"`
+	ExportSrcrangeKey  *ebpf.VariableSpec `ebpf:"export_srcrange_key"`
 	ExportSvc          *ebpf.VariableSpec `ebpf:"export_svc"`
 	ExportSvcFlag      *ebpf.VariableSpec `ebpf:"export_svc_flag"`
 	ExportTestRec      *ebpf.VariableSpec `ebpf:"export_test_rec"`
@@ -745,6 +798,8 @@ type typesVariables struct {
 	ExportAddrFlag     *ebpf.Variable `ebpf:"export_addr_flag"`
 	ExportAddrKey      *ebpf.Variable `ebpf:"export_addr_key"`
 	ExportAddrKind     *ebpf.Variable `ebpf:"export_addr_kind"`
+	ExportAff          *ebpf.Variable `ebpf:"export_aff"`
+	ExportAffKey       *ebpf.Variable `ebpf:"export_aff_key"`
 	ExportBackend      *ebpf.Variable `ebpf:"export_backend"`
 	ExportBackendState *ebpf.Variable `ebpf:"export_backend_state"`
 	ExportCidr         *ebpf.Variable `ebpf:"export_cidr"`
@@ -771,13 +826,15 @@ type typesVariables struct {
 	ExportFrag4Key     *ebpf.Variable `ebpf:"export_frag4_key"`
 	ExportFrag6Key     *ebpf.Variable `ebpf:"export_frag6_key"`
 	ExportFront        *ebpf.Variable `ebpf:"export_front"`
+	ExportFrontFlag    *ebpf.Variable `ebpf:"export_front_flag"`
 	ExportFrontKey     *ebpf.Variable `ebpf:"export_front_key"`
-	ExportFrontScope   *ebpf.Variable `ebpf:"export_front_scope"`
+	ExportFrontType    *ebpf.Variable `ebpf:"export_front_type"`
 	ExportGcDone       *ebpf.Variable `ebpf:"export_gc_done"`
 	ExportGcExpire     *ebpf.Variable `ebpf:"export_gc_expire"`
 	ExportGcItem       *ebpf.Variable `ebpf:"export_gc_item"`
 	ExportGcPurge      *ebpf.Variable `ebpf:"export_gc_purge"`
 	ExportIdentity     *ebpf.Variable `ebpf:"export_identity"`
+	ExportMaglev       *ebpf.Variable `ebpf:"export_maglev"`
 	ExportMetricDir    *ebpf.Variable `ebpf:"export_metric_dir"`
 	ExportMetrics      *ebpf.Variable `ebpf:"export_metrics"`
 	ExportMetricsKey   *ebpf.Variable `ebpf:"export_metrics_key"`
@@ -786,6 +843,7 @@ type typesVariables struct {
 	ExportSkrevKey     *ebpf.Variable `ebpf:"export_skrev_key"`
 	ExportSlots        *ebpf.Variable `ebpf:"export_slots"`
 	ExportSrcFile      *ebpf.Variable `ebpf:"export_src_file"`
+	ExportSrcrangeKey  *ebpf.Variable `ebpf:"export_srcrange_key"`
 	ExportSvc          *ebpf.Variable `ebpf:"export_svc"`
 	ExportSvcFlag      *ebpf.Variable `ebpf:"export_svc_flag"`
 	ExportTestRec      *ebpf.Variable `ebpf:"export_test_rec"`

@@ -13,6 +13,13 @@ enum sock_lb {
 	SOCK_LB_HOSTNS = 2, /* sockets of the host only */
 };
 
+/* How packets from outside reach a backend on another node. */
+enum lb_mode {
+	LB_SNAT = 0,   /* with an address of this node as their source */
+	LB_DSR = 1,    /* as they are, in the tunnel; the other node answers */
+	LB_HYBRID = 2, /* TCP as DSR, the rest as SNAT */
+};
+
 #define CONST(type, name) volatile const type name SEC(".rodata")
 
 CONST(u8, c_ipv4) = 1;              /* pods have IPv4 addresses */
@@ -28,9 +35,16 @@ CONST(u16, c_tunnel_port) = 8472; /* UDP, host order */
 CONST(u32, c_tunnel_mtu) = 1450;  /* largest packet of a pod that fits the tunnel */
 CONST(u16, c_snat_min) = 49152;   /* source ports of masqueraded flows, host order, inclusive */
 CONST(u16, c_snat_max) = 65535;
-CONST(u64, c_host_cookie) = 0; /* cookie of the node's network namespace */
-CONST(u32, c_world_id4) = 2;   /* identity of what is outside: 9 with both families */
-CONST(u32, c_world_id6) = 2;   /* 10 with both families */
+CONST(u16, c_router_snat_min) = 1024; /* the same where the source is the router's address */
+CONST(u16, c_router_snat_max) = 32767;
+CONST(u16, c_node_port_min) = 30000; /* NodePorts, host order, inclusive */
+CONST(u16, c_node_port_max) = 32767;
+CONST(u8, c_lb_mode) = LB_SNAT; /* enum lb_mode */
+CONST(u32, c_maglev_size) = 0;  /* entries of a Service's table, a prime; 0: choose at random */
+CONST(u32, c_maglev_seed) = 0;  /* the same on every node */
+CONST(u64, c_host_cookie) = 0;  /* cookie of the node's network namespace */
+CONST(u32, c_world_id4) = 2;    /* identity of what is outside: 9 with both families */
+CONST(u32, c_world_id6) = 2;    /* 10 with both families */
 
 /* Addresses, in network order. Zero: none. */
 struct ip4_const {

@@ -51,7 +51,8 @@ enum addr_kind {
 };
 
 enum addr_flag {
-	ADDR_HAS_SVC = 1 << 0, /* front may have entries for it */
+	ADDR_HAS_SVC = 1 << 0,  /* front may have entries for it */
+	ADDR_NODEPORT = 1 << 1, /* a node's address where fronts without address hold too */
 };
 
 struct addr {
@@ -218,20 +219,35 @@ struct frag {
 	__u32 seen; /* unit of struct ct */
 };
 
-/* front: address and port under which a Service is reached. */
+/*
+ * front: address and port under which a Service is reached. The unspecified address of a family
+ * stands for every address of a node that has ADDR_NODEPORT.
+ */
 struct front_key {
 	__u8 ip[16] ABI_ADDR;
 	__be16 port;
 	__u8 proto;
-	__u8 scope; /* enum front_scope */
+	__u8 pad;
 	__u16 cluster;
-	__u16 pad;
+	__u16 pad2;
 };
 
-enum front_scope {
-	SCOPE_INTERNAL = 0, /* callers inside the cluster */
-	SCOPE_EXTERNAL = 1,
+enum front_flag {
+	FRONT_PRIMARY = 1 << 0,   /* the one by which the agent knows the Service port */
+	FRONT_OUTSIDE = 1 << 1,   /* callers outside the cluster may use it */
+	FRONT_SOURCES = 1 << 2,   /* only for sources that srcrange has */
+	FRONT_THIS_NODE = 1 << 3, /* without address: not for addresses of other nodes */
 };
+
+enum front_type {
+	FRONT_CLUSTER_IP = 0,
+	FRONT_NODE_PORT = 1,
+	FRONT_EXTERNAL_IP = 2,
+	FRONT_LOAD_BALANCER = 3,
+	FRONT_HOST_PORT = 4,
+};
+
+#define FRONT_TYPE_SHIFT 8 /* where flags have the enum front_type */
 
 struct front {
 	__u32 svc_id; /* never 0 */
@@ -239,23 +255,24 @@ struct front {
 };
 
 /*
- * svc: one port of a Service, by id. A block is a run of slots, packed so that one store
- * publishes it: base in the lower 40 bits, count in the upper 24.
+ * svc: one port of a Service, by id; all its frontends share it. A block is a run of slots, packed
+ * so that one store publishes it: base in the lower 40 bits, count in the upper 24.
  */
 struct svc {
-	__u64 blk_all;   /* for callers inside the cluster */
-	__u64 blk_ext;   /* for callers outside */
-	__u64 blk_local; /* backends of this node */
-	__u64 maglev;
-	__u32 affinity_secs;
-	__u32 src_range;
-	__u32 flags; /* SVC_* */
-	__u32 gen;   /* raised when a backend is removed */
-	__u8 pad[16];
+	__u64 blk_all; /* backends in the whole cluster */
+	__u64 pad;
+	__u64 blk_local;     /* backends of this node */
+	__u64 maglev;        /* first element of its table in map maglev; 0: choose at random */
+	__u32 affinity_secs; /* how long a client keeps its backend; 0: it does not */
+	__u32 set_gen;       /* raised when a backend gets no new flows any more */
+	__u32 flags;         /* SVC_* */
+	__u32 gen;           /* raised when a backend is removed */
+	__u8 pad2[16];
 };
 
 enum svc_flag {
 	SVC_INTERNAL_LOCAL = 1 << 0, /* internalTrafficPolicy: Local */
+	SVC_EXTERNAL_LOCAL = 1 << 1, /* externalTrafficPolicy: Local */
 };
 
 #define SVC_BLOCK_SHIFT 40
@@ -283,6 +300,43 @@ struct backend {
 	__u8 flags;
 	__u8 pad[8];
 };
+
+/*
+ * maglev: tables of backend ids, two to an element because array values are padded to 8 bytes. The
+ * table of a Service has c_maglev_size entries and begins at an element of its own.
+ */
+struct maglev {
+	__u32 backend_id[2];
+};
+
+/* aff: which backend a client has, by its address, or by network namespace for a socket. */
+struct aff_key {
+	__u8 client[16] ABI_ADDR; /* a cookie fills the first 8 bytes */
+	__u32 svc_id;
+	__u8 is_cookie;
+	__u8 pad[3];
+};
+
+struct aff {
+	__u32 backend_id;
+	__u32 set_gen; /* of the Service */
+	__u32 seen;    /* unit of struct ct */
+	__u16 backend_gen;
+	__u16 pad;
+};
+
+/* srcrange: sources that may use the fronts with FRONT_SOURCES. plen: 32 + bits of the address. */
+struct srcrange_key {
+	__u32 plen;
+	__u32 svc_id;
+	__u8 ip[16];
+};
+
+/*
+ * hostback: bit n of the array says that a backend with an address of this node has port n, so that
+ * packets which leave the node from there may be replies to a Service. UDP follows TCP.
+ */
+#define HOSTBACK_WORDS 1024 /* of 64 ports, for each protocol */
 
 /* skrev: the Service address behind what a socket was connected to. */
 struct skrev_key {

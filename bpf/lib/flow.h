@@ -35,7 +35,6 @@ __noinline int service(void)
 	__builtin_memcpy(k.ip, &p->t.daddr, 16);
 	k.port = p->t.dport;
 	k.proto = p->proto;
-	k.scope = SCOPE_INTERNAL;
 	switch (lb_pick(&k, bpf_get_prandom_u32(), &to)) {
 	case LB_NO_SERVICE:
 		return V_PASS;

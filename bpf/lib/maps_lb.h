@@ -40,3 +40,35 @@ struct {
 	__type(value, struct backend);
 	__uint(max_entries, BACKEND_MAX);
 } backend SEC(".maps");
+
+/* Its size is set when Maglev is used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct maglev);
+	__uint(max_entries, 1);
+} maglev SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct aff_key);
+	__type(value, struct aff);
+	__uint(max_entries, 16384);
+} aff SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct srcrange_key);
+	__type(value, u32);
+	__uint(max_entries, 65536);
+} srcrange SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, u64);
+	__uint(max_entries, 2 * HOSTBACK_WORDS);
+} hostback SEC(".maps");

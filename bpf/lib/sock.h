@@ -61,7 +61,6 @@ static __inline int sock_translate(struct bpf_sock_addr *ctx, u32 ip[4], __be16 
 	__builtin_memcpy(key.ip, ip, sizeof(key.ip));
 	key.port = *port;
 	key.proto = proto;
-	key.scope = SCOPE_INTERNAL;
 	rkey.cookie = bpf_get_socket_cookie(ctx);
 	switch (lb_pick(&key, sock_random(rkey.cookie, proto, connect), &to)) {
 	case LB_NO_SERVICE:

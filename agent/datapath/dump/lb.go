@@ -12,8 +12,6 @@ import (
 	"lash.internal/lash/bpf"
 )
 
-var scopes = []string{"internal", "external"}
-
 // A block of slots is a base in the lower 40 bits and a count above (struct svc).
 const blockShift = 40
 
@@ -24,7 +22,6 @@ func block(v uint64) (base uint64, n int) {
 type frontend struct {
 	addr  netip.AddrPort
 	proto uint8
-	scope uint8
 	id    uint32
 }
 
@@ -41,11 +38,11 @@ func (d *Maps) frontends() ([]frontend, error) {
 	for _, e := range rows {
 		out = append(out, frontend{
 			addr:  netip.AddrPortFrom(bpf.FromIP(e.key.Ip), bpf.Port(e.key.Port)),
-			proto: e.key.Proto, scope: e.key.Scope, id: e.val.SvcId,
+			proto: e.key.Proto, id: e.val.SvcId,
 		})
 	}
 	slices.SortFunc(out, func(a, b frontend) int {
-		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(a.proto, b.proto), cmp.Compare(a.scope, b.scope))
+		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(a.proto, b.proto))
 	})
 	return out, nil
 }
@@ -54,7 +51,7 @@ func (d *Maps) fronts() ([]api.MapEntry, error) {
 	fs, err := d.frontends()
 	var out []api.MapEntry
 	for _, f := range fs {
-		out = append(out, api.MapEntry{Key: f.String(), Value: fmt.Sprintf("%d (%s)", f.id, word(scopes, f.scope))})
+		out = append(out, api.MapEntry{Key: f.String(), Value: fmt.Sprint(f.id)})
 	}
 	return out, err
 }

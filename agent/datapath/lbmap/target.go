@@ -152,7 +152,7 @@ func (t *Target) ID(f state.Frontend) (uint32, bool) {
 }
 
 func frontKey(f state.Frontend) (bpf.FrontKey, error) {
-	k := bpf.FrontKey{Ip: bpf.IP(f.Addr), Port: bpf.Port(f.Port), Scope: bpf.ScopeInternal}
+	k := bpf.FrontKey{Ip: bpf.IP(f.Addr), Port: bpf.Port(f.Port)}
 	switch f.Protocol {
 	case "TCP":
 		k.Proto = protoTCP
@@ -173,7 +173,7 @@ func frontend(k bpf.FrontKey) (state.Frontend, bool) {
 	case protoUDP:
 		f.Protocol = "UDP"
 	}
-	return f, f.Protocol != "" && k.Scope == bpf.ScopeInternal && k.Cluster == 0
+	return f, f.Protocol != "" && k.Cluster == 0
 }
 
 // readFronts reads map front.
