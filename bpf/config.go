@@ -45,6 +45,8 @@ type Config struct {
 	RouterSNATMin, RouterSNATMax uint16
 	// NodePortMin and NodePortMax bound the NodePorts, both inclusive.
 	NodePortMin, NodePortMax uint16
+	// BindProtect keeps processes of the host from NodePorts that are in use.
+	BindProtect bool
 	// LBMode is how packets from outside reach a backend on another node.
 	LBMode uint8
 	// MaglevSize is the number of entries of a Service's table, a prime; 0 chooses at random.
@@ -70,7 +72,7 @@ func DefaultConfig() Config {
 	return Config{
 		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll, Tunnel: true,
 		Masquerade4: true, Masquerade6: true, TunnelPort: 8472, TunnelMTU: 1450,
-		SNATMin: 49152, SNATMax: 65535, RouterSNATMin: 1024, RouterSNATMax: 32767, NodePortMin: 30000, NodePortMax: 32767, World4: IdentityWorld, World6: IdentityWorld,
+		SNATMin: 49152, SNATMax: 65535, RouterSNATMin: 1024, RouterSNATMax: 32767, NodePortMin: 30000, NodePortMax: 32767, BindProtect: true, World4: IdentityWorld, World6: IdentityWorld,
 	}
 }
 
@@ -84,7 +86,7 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
 		"c_router_snat_min": c.RouterSNATMin, "c_router_snat_max": c.RouterSNATMax,
 		"c_node_port_min": c.NodePortMin, "c_node_port_max": c.NodePortMax,
-		"c_lb_mode": c.LBMode, "c_maglev_size": c.MaglevSize, "c_maglev_seed": c.MaglevSeed,
+		"c_lb_mode": c.LBMode, "c_bind_protect": flag(c.BindProtect), "c_maglev_size": c.MaglevSize, "c_maglev_seed": c.MaglevSeed,
 		"c_world_id4": c.World4, "c_world_id6": c.World6,
 	}
 	addrs := map[string]netip.Addr{

@@ -16,8 +16,12 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	SockMapAddr              = "addr"
 	SockMapAff               = "aff"
 	SockMapBackend           = "backend"
+	SockMapCidr              = "cidr"
+	SockMapDev               = "dev"
+	SockMapEp                = "ep"
 	SockMapFront             = "front"
 	SockMapHostback          = "hostback"
 	SockMapMaglev            = "maglev"
@@ -25,6 +29,9 @@ const (
 	SockMapSlot              = "slot"
 	SockMapSrcrange          = "srcrange"
 	SockMapSvc               = "svc"
+	SockMapVtep              = "vtep"
+	SockProgSockBind4        = "sock_bind4"
+	SockProgSockBind6        = "sock_bind6"
 	SockProgSockConnect4     = "sock_connect4"
 	SockProgSockConnect6     = "sock_connect6"
 	SockProgSockGetpeername4 = "sock_getpeername4"
@@ -33,6 +40,7 @@ const (
 	SockProgSockRecvmsg6     = "sock_recvmsg6"
 	SockProgSockSendmsg4     = "sock_sendmsg4"
 	SockProgSockSendmsg6     = "sock_sendmsg6"
+	SockVarC_bindProtect     = "c_bind_protect"
 	SockVarC_ctPrev          = "c_ct_prev"
 	SockVarC_hostCookie      = "c_host_cookie"
 	SockVarC_ipv4            = "c_ipv4"
@@ -106,6 +114,8 @@ type SockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockProgramSpecs struct {
+	SockBind4        *ebpf.ProgramSpec `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.ProgramSpec `ebpf:"sock_bind6"`
 	SockConnect4     *ebpf.ProgramSpec `ebpf:"sock_connect4"`
 	SockConnect6     *ebpf.ProgramSpec `ebpf:"sock_connect6"`
 	SockGetpeername4 *ebpf.ProgramSpec `ebpf:"sock_getpeername4"`
@@ -120,8 +130,12 @@ type SockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockMapSpecs struct {
+	Addr     *ebpf.MapSpec `ebpf:"addr"`
 	Aff      *ebpf.MapSpec `ebpf:"aff"`
 	Backend  *ebpf.MapSpec `ebpf:"backend"`
+	Cidr     *ebpf.MapSpec `ebpf:"cidr"`
+	Dev      *ebpf.MapSpec `ebpf:"dev"`
+	Ep       *ebpf.MapSpec `ebpf:"ep"`
 	Front    *ebpf.MapSpec `ebpf:"front"`
 	Hostback *ebpf.MapSpec `ebpf:"hostback"`
 	Maglev   *ebpf.MapSpec `ebpf:"maglev"`
@@ -129,12 +143,14 @@ type SockMapSpecs struct {
 	Slot     *ebpf.MapSpec `ebpf:"slot"`
 	Srcrange *ebpf.MapSpec `ebpf:"srcrange"`
 	Svc      *ebpf.MapSpec `ebpf:"svc"`
+	Vtep     *ebpf.MapSpec `ebpf:"vtep"`
 }
 
 // SockVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
+	C_bindProtect   *ebpf.VariableSpec `ebpf:"c_bind_protect"`
 	C_ctPrev        *ebpf.VariableSpec `ebpf:"c_ct_prev"`
 	C_hostCookie    *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4          *ebpf.VariableSpec `ebpf:"c_ipv4"`
@@ -186,8 +202,12 @@ func (o *SockObjects) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockMaps struct {
+	Addr     *ebpf.Map `ebpf:"addr"`
 	Aff      *ebpf.Map `ebpf:"aff"`
 	Backend  *ebpf.Map `ebpf:"backend"`
+	Cidr     *ebpf.Map `ebpf:"cidr"`
+	Dev      *ebpf.Map `ebpf:"dev"`
+	Ep       *ebpf.Map `ebpf:"ep"`
 	Front    *ebpf.Map `ebpf:"front"`
 	Hostback *ebpf.Map `ebpf:"hostback"`
 	Maglev   *ebpf.Map `ebpf:"maglev"`
@@ -195,12 +215,17 @@ type SockMaps struct {
 	Slot     *ebpf.Map `ebpf:"slot"`
 	Srcrange *ebpf.Map `ebpf:"srcrange"`
 	Svc      *ebpf.Map `ebpf:"svc"`
+	Vtep     *ebpf.Map `ebpf:"vtep"`
 }
 
 func (m *SockMaps) Close() error {
 	return _SockClose(
+		m.Addr,
 		m.Aff,
 		m.Backend,
+		m.Cidr,
+		m.Dev,
+		m.Ep,
 		m.Front,
 		m.Hostback,
 		m.Maglev,
@@ -208,6 +233,7 @@ func (m *SockMaps) Close() error {
 		m.Slot,
 		m.Srcrange,
 		m.Svc,
+		m.Vtep,
 	)
 }
 
@@ -215,6 +241,7 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
+	C_bindProtect   *ebpf.Variable `ebpf:"c_bind_protect"`
 	C_ctPrev        *ebpf.Variable `ebpf:"c_ct_prev"`
 	C_hostCookie    *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4          *ebpf.Variable `ebpf:"c_ipv4"`
@@ -250,6 +277,8 @@ type SockVariables struct {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockPrograms struct {
+	SockBind4        *ebpf.Program `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.Program `ebpf:"sock_bind6"`
 	SockConnect4     *ebpf.Program `ebpf:"sock_connect4"`
 	SockConnect6     *ebpf.Program `ebpf:"sock_connect6"`
 	SockGetpeername4 *ebpf.Program `ebpf:"sock_getpeername4"`
@@ -262,6 +291,8 @@ type SockPrograms struct {
 
 func (p *SockPrograms) Close() error {
 	return _SockClose(
+		p.SockBind4,
+		p.SockBind6,
 		p.SockConnect4,
 		p.SockConnect6,
 		p.SockGetpeername4,

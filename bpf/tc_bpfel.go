@@ -51,6 +51,7 @@ const (
 	TcProgOvTo           = "ov_to"
 	TcProgPodFrom        = "pod_from"
 	TcProgPodTo          = "pod_to"
+	TcVarC_bindProtect   = "c_bind_protect"
 	TcVarC_ctPrev        = "c_ct_prev"
 	TcVarC_hostCookie    = "c_host_cookie"
 	TcVarC_ipv4          = "c_ipv4"
@@ -171,6 +172,7 @@ type TcMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TcVariableSpecs struct {
+	C_bindProtect   *ebpf.VariableSpec `ebpf:"c_bind_protect"`
 	C_ctPrev        *ebpf.VariableSpec `ebpf:"c_ct_prev"`
 	C_hostCookie    *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4          *ebpf.VariableSpec `ebpf:"c_ipv4"`
@@ -291,6 +293,7 @@ func (m *TcMaps) Close() error {
 //
 // It can be passed to LoadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TcVariables struct {
+	C_bindProtect   *ebpf.Variable `ebpf:"c_bind_protect"`
 	C_ctPrev        *ebpf.Variable `ebpf:"c_ct_prev"`
 	C_hostCookie    *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4          *ebpf.Variable `ebpf:"c_ipv4"`

@@ -134,6 +134,7 @@ const (
 	CtService   uint16 = uint16(typesCtFlagCT_SERVICE)
 	CtMasq      uint16 = uint16(typesCtFlagCT_MASQ)
 	CtSettled   uint16 = uint16(typesCtFlagCT_SETTLED)
+	CtDSR       uint16 = uint16(typesCtFlagCT_DSR)
 )
 
 // Flags of Front; the type is in the bits from FrontTypeShift up.
@@ -288,6 +289,7 @@ const (
 	DropIsClusterIP      uint8 = uint8(typesDropReasonDROP_IS_CLUSTER_IP)
 	DropFragNotFound     uint8 = uint8(typesDropReasonDROP_FRAG_NOT_FOUND)
 	DropForbiddenICMP6   uint8 = uint8(typesDropReasonDROP_FORBIDDEN_ICMP6)
+	DropNotInSrcRange    uint8 = uint8(typesDropReasonDROP_NOT_IN_SRC_RANGE)
 	DropInvalidVNI       uint8 = uint8(typesDropReasonDROP_INVALID_VNI)
 	DropTTLExceeded      uint8 = uint8(typesDropReasonDROP_TTL_EXCEEDED)
 	DropHostNotReady     uint8 = uint8(typesDropReasonDROP_HOST_NOT_READY)

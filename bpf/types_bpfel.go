@@ -195,6 +195,7 @@ const (
 	typesCtFlagCT_SERVICE   typesCtFlag = 64
 	typesCtFlagCT_MASQ      typesCtFlag = 128
 	typesCtFlagCT_SETTLED   typesCtFlag = 256
+	typesCtFlagCT_DSR       typesCtFlag = 512
 )
 
 type typesCtKind uint32
@@ -258,6 +259,7 @@ const (
 	typesDropReasonDROP_IS_CLUSTER_IP      typesDropReason = 174
 	typesDropReasonDROP_FRAG_NOT_FOUND     typesDropReason = 175
 	typesDropReasonDROP_FORBIDDEN_ICMP6    typesDropReason = 176
+	typesDropReasonDROP_NOT_IN_SRC_RANGE   typesDropReason = 177
 	typesDropReasonDROP_INVALID_VNI        typesDropReason = 183
 	typesDropReasonDROP_TTL_EXCEEDED       typesDropReason = 196
 	typesDropReasonDROP_HOST_NOT_READY     typesDropReason = 202

@@ -39,6 +39,7 @@ CONST(u16, c_router_snat_min) = 1024; /* the same where the source is the router
 CONST(u16, c_router_snat_max) = 32767;
 CONST(u16, c_node_port_min) = 30000; /* NodePorts, host order, inclusive */
 CONST(u16, c_node_port_max) = 32767;
+CONST(u8, c_bind_protect) = 1;  /* the host cannot bind to NodePorts in use */
 CONST(u8, c_lb_mode) = LB_SNAT; /* enum lb_mode */
 CONST(u32, c_maglev_size) = 0;  /* entries of a Service's table, a prime; 0: choose at random */
 CONST(u32, c_maglev_seed) = 0;  /* the same on every node */

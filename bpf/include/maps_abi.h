@@ -155,6 +155,7 @@ enum ct_flag {
 	CT_SERVICE = 1 << 6,   /* destination was chosen by a Service */
 	CT_MASQ = 1 << 7,      /* source was masqueraded */
 	CT_SETTLED = 1 << 8,   /* nd_to has decided */
+	CT_DSR = 1 << 9,       /* another node translates, and answers by itself */
 };
 
 /* The part that both families share: everything but the translation. */
@@ -325,7 +326,10 @@ struct aff {
 	__u16 pad;
 };
 
-/* srcrange: sources that may use the fronts with FRONT_SOURCES. plen: 32 + bits of the address. */
+/*
+ * srcrange: sources that may use the fronts with FRONT_SOURCES. plen counts svc_id, then the
+ * address as in map cidr.
+ */
 struct srcrange_key {
 	__u32 plen;
 	__u32 svc_id;

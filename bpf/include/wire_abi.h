@@ -23,6 +23,9 @@ enum identity {
 /* The VNI is the identity of the sender, if it means the same on every node. */
 #define VNI_MAX 0xffffff
 
+/* The VNI of a packet from outside that the node behind the tunnel is to answer by itself (DSR). */
+#define VNI_DSR 0xfffffe
+
 /* Mark: one nibble says what the packet has been through. */
 #define MARK_MASK 0x0f00
 #define MARK_DONE 0x0300 /* all decisions are made, let it leave */

@@ -10,8 +10,9 @@
 #include "maps_lb.h"
 #include "pkt.h"
 
-#define SEEN_STEP 1024     /* about 1 s: how stale ct.seen may be */
-#define REOPEN_IDLE 114440 /* 2 min */
+#define SEEN_STEP 1024      /* about 1 s: how stale ct.seen may be */
+#define REOPEN_IDLE 114440  /* 2 min */
+#define TAKE_OVER_IDLE 1024 /* about 1 s: how long a closed flow keeps its translated port */
 #define UPDATE_TRIES 3
 #define EBUSY 16
 #define EEXIST 17
@@ -315,13 +316,25 @@ __noinline int ct_note(struct ct *c, u32 src_is_a)
 /* Whether this hook is the one that translates by a half of the flow. */
 static __inline int ct_translates(struct pkt *p)
 {
-	if (p->ct_kind == CT_PLAIN)
+	if (p->ct_kind == CT_PLAIN || (p->ct_flags & CT_DSR))
 		return 0;
 	if ((p->ct_kind == CT_FWD) == p->reply)
 		return 0;
 	if (!(p->ct_flags & CT_VIA_STACK))
 		return 1;
 	return p->hook == (p->reply ? HOOK_ND_FROM : HOOK_ND_TO);
+}
+
+/*
+ * Whether the packet shows that the flow has come about, so that it moves to the main tier: a
+ * reply, or where replies do not pass this node, what a client sends after one.
+ */
+static __inline int ct_settles(const struct pkt *p)
+{
+	if (p->icmp_err)
+		return 0;
+	return p->reply || ((p->ct_flags & CT_DSR) && p->proto == PROTO_TCP &&
+			    (p->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK);
 }
 
 static __noinline int ct_look4(struct pkt *p)
@@ -351,7 +364,7 @@ static __noinline int ct_look4(struct pkt *p)
 		p->x.dport = v->dport;
 	}
 	r = ct_note(&v->c, a);
-	if (r == CT_HIT && tier_new && p->reply && !p->icmp_err)
+	if (r == CT_HIT && tier_new && ct_settles(p))
 		p->ct_twin |= 2;
 	return r;
 }
@@ -383,7 +396,7 @@ static __noinline int ct_look6(struct pkt *p)
 		p->x.dport = v->dport;
 	}
 	r = ct_note(&v->c, a);
-	if (r == CT_HIT && tier_new && p->reply && !p->icmp_err)
+	if (r == CT_HIT && tier_new && ct_settles(p))
 		p->ct_twin |= 2;
 	return r;
 }
@@ -507,6 +520,68 @@ __noinline int ct_add_rev(void)
 		}
 	}
 	return err;
+}
+
+/* Whether a flow is over and nothing of it can still be under way. */
+static __inline int ct_is_over(const struct pkt *p, const struct ct *c)
+{
+	if (p->proto != PROTO_TCP || p->now - c->seen < TAKE_OVER_IDLE)
+		return 0;
+	return ((c->tcp_o | c->tcp_r) & TCP_RST) || (c->tcp_o & c->tcp_r & TCP_FIN);
+}
+
+/*
+ * Makes room for the translated tuple x if the flow that has it is over: removes both halves of
+ * that. 1: there is room.
+ */
+__noinline int ct_take_over(void)
+{
+	struct pkt *p = pkt_get();
+
+	if (!p)
+		return 0;
+	if (p->v6) {
+		struct ct6_key k, twin;
+		const struct ct6 *v;
+		struct tuple o;
+
+		ct_key6(&p->x, p->proto, &k);
+		v = bpf_map_lookup_elem(&ct6, &k);
+		if (!v)
+			v = bpf_map_lookup_elem(&ct6_new, &k);
+		if (!v || v->c.kind != CT_REV || !ct_is_over(p, &v->c))
+			return 0;
+		__builtin_memcpy(&o.saddr, v->daddr, 16);
+		__builtin_memcpy(&o.daddr, v->saddr, 16);
+		o.sport = v->dport;
+		o.dport = v->sport;
+		ct_key6(&o, p->proto, &twin);
+		bpf_map_delete_elem(&ct6, &twin);
+		bpf_map_delete_elem(&ct6_new, &twin);
+		bpf_map_delete_elem(&ct6, &k);
+		bpf_map_delete_elem(&ct6_new, &k);
+	} else {
+		struct ct4_key k, twin;
+		const struct ct4 *v;
+		struct tuple o;
+
+		ct_key4(&p->x, p->proto, &k);
+		v = bpf_map_lookup_elem(&ct4, &k);
+		if (!v)
+			v = bpf_map_lookup_elem(&ct4_new, &k);
+		if (!v || v->c.kind != CT_REV || !ct_is_over(p, &v->c))
+			return 0;
+		ip_from4(&o.saddr, v->daddr);
+		ip_from4(&o.daddr, v->saddr);
+		o.sport = v->dport;
+		o.dport = v->sport;
+		ct_key4(&o, p->proto, &twin);
+		bpf_map_delete_elem(&ct4, &twin);
+		bpf_map_delete_elem(&ct4_new, &twin);
+		bpf_map_delete_elem(&ct4, &k);
+		bpf_map_delete_elem(&ct4_new, &k);
+	}
+	return 1;
 }
 
 /* Adds the half that the originator's packets hit, in place of whatever the tuple had. */

@@ -20,29 +20,70 @@ static __inline int has_ports(const struct pkt *p)
 	return p->proto == PROTO_TCP || p->proto == PROTO_UDP || p->proto == PROTO_SCTP;
 }
 
+/* The hash that Maglev chooses by: of the flow as it came. */
+static __inline u32 flow_hash(const struct pkt *p)
+{
+	u32 h = c_maglev_seed;
+
+	if (p->v6) {
+		h = lb_mix(h, p->t.saddr.w[0]);
+		h = lb_mix(h, p->t.saddr.w[1]);
+		h = lb_mix(h, p->t.saddr.w[2]);
+		h = lb_mix(h, p->t.daddr.w[0]);
+		h = lb_mix(h, p->t.daddr.w[1]);
+		h = lb_mix(h, p->t.daddr.w[2]);
+	}
+	h = lb_mix(h, p->t.saddr.w[3]);
+	h = lb_mix(h, p->t.daddr.w[3]);
+	h = lb_mix(h, (u32)p->t.sport << 16 | p->t.dport);
+	return lb_final(lb_mix(h, p->proto));
+}
+
 /*
- * Chooses a backend if the destination is a Service: x becomes the tuple towards it. V_PASS: it is
- * no Service.
+ * Chooses a backend if the destination is a Service: x becomes the tuple towards it. from is an
+ * enum lb_from. V_PASS: it is no Service; V_REFUSE: it has no backend.
  */
-__noinline int service(void)
+__noinline int service(u32 from)
 {
 	struct pkt *p = pkt_get();
 	struct lb_choice to = {};
 	struct front_key k = {};
+	struct lb_ask ask = {};
+	const struct front *f;
 
 	if (!p || !has_ports(p))
 		return V_PASS;
 	__builtin_memcpy(k.ip, &p->t.daddr, 16);
 	k.port = p->t.dport;
 	k.proto = p->proto;
-	switch (lb_pick(&k, bpf_get_prandom_u32(), &to)) {
+	f = bpf_map_lookup_elem(&front, &k);
+	if (!f && lb_any(p->dst_kind, p->dst_flags))
+		f = lb_front_any(&k, p->dst_kind, p->dst_flags);
+	if (!f)
+		return V_PASS;
+	if (from != LB_INSIDE && !(f->flags & FRONT_OUTSIDE))
+		return DROP(p, FILE_LB, DROP_IS_CLUSTER_IP);
+	if ((f->flags & FRONT_SOURCES) && !lb_source_ok(f->svc_id, p->t.saddr.b))
+		return DROP(p, FILE_LB, DROP_NOT_IN_SRC_RANGE);
+	__builtin_memcpy(ask.client, &p->t.saddr, 16);
+	ask.from = from;
+	ask.random = bpf_get_prandom_u32();
+	ask.now = p->now;
+	if (c_maglev_size)
+		ask.hash = flow_hash(p);
+	switch (lb_choose(f->svc_id, f->flags, &ask, &to)) {
 	case LB_NO_SERVICE:
 		return V_PASS;
 	case LB_NO_BACKEND:
-		return -DROP_NO_BACKEND;
+		return V_REFUSE;
+	case LB_NOT_HERE:
+		return DROP(p, FILE_LB, DROP_NO_BACKEND);
 	default:
 		break;
 	}
+	/* the checksum of SCTP covers the ports and is too long to be mended */
+	if (p->proto == PROTO_SCTP && to.port != p->t.dport)
+		return DROP(p, FILE_LB, DROP_SNAT_UNSUPPORTED);
 	__builtin_memcpy(&p->x.daddr, to.ip, 16);
 	p->x.dport = to.port;
 	p->svc_id = to.svc_id;
@@ -103,6 +144,7 @@ static __noinline int masq_addr(struct pkt *p, u32 ifindex)
 		p->x.saddr.w[3] = m;
 	}
 	p->ct_flags |= CT_MASQ;
+	p->snat = SNAT_NODE;
 	p->xlate = 1;
 	return V_NEXT;
 }
@@ -132,8 +174,6 @@ static __inline int closes_only(const struct pkt *p)
 /* Enters the flow: one entry, or two halves if it is translated. */
 static __inline int enter(struct pkt *p)
 {
-	int v;
-
 	if (p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
 		p->ct_flags |= CT_PICKED_UP;
 	p->monitor = 1;
@@ -142,8 +182,78 @@ static __inline int enter(struct pkt *p)
 			ct_add_plain(); /* untracked is better than lost */
 		return V_NEXT;
 	}
-	v = nat_add(!!(p->ct_flags & CT_MASQ));
-	return v;
+	return nat_add();
+}
+
+/*
+ * Gives a packet from outside, whose backend is on another node, a source to which the answer comes
+ * back: the router's address where the backend is behind the tunnel, else the node's.
+ */
+static __noinline int node_source(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->ct_flags |= CT_MASQ;
+	if (c_tunnel && p->dst_kind == ADDR_REMOTE_EP) {
+		p->snat = SNAT_ROUTER;
+		if (p->v6)
+			const6(&p->x.saddr, &c_router6);
+		else
+			p->x.saddr.w[3] = const4(&c_router4);
+	} else if (masq_addr(p, masq_device(ctx, p)) == V_PASS) {
+		p->snat = SNAT_NODE;
+		if (p->v6)
+			const6(&p->x.saddr, &c_node6);
+		else
+			p->x.saddr.w[3] = const4(&c_node4);
+	}
+	if (p->v6 ? !(p->x.saddr.d[0] | p->x.saddr.d[1]) : !p->x.saddr.w[3])
+		return DROP(p, FILE_LB, DROP_NO_EGRESS_IP);
+	return V_NEXT;
+}
+
+/* Whether a packet from outside travels to the node of its backend as it is. */
+static __inline int by_dsr(const struct pkt *p)
+{
+	if (!c_tunnel || p->hook != HOOK_ND_FROM || p->dst_kind != ADDR_REMOTE_EP)
+		return 0;
+	return c_lb_mode == LB_DSR || (c_lb_mode == LB_HYBRID && p->proto == PROTO_TCP);
+}
+
+/* First packet of a flow from outside to a Service. V_PASS: it is for none. */
+__noinline int new_from_outside(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	p->x = p->t;
+	v = service(p->dsr ? LB_SENT_ON : LB_OUTSIDE);
+	if (v == V_REFUSE)
+		return reject(ctx);
+	if (v != V_NEXT)
+		return v;
+	dst_resolve(TUPLE_X);
+	if (by_dsr(p)) {
+		p->ct_flags |= CT_DSR;
+		p->xlate = 0;
+		p->dsr = 1;
+		p->monitor = 1;
+		ct_add_fwd(); /* without it the next packet chooses again */
+		return V_NEXT;
+	}
+	if (p->dst_kind != ADDR_LOCAL_EP && p->dst_kind != ADDR_LOCAL_NODE &&
+	    p->dst_kind != ADDR_GATEWAY) {
+		if (p->hook == HOOK_OV_FROM)
+			return DROP(p, FILE_LB, DROP_STALE_IP);
+		v = node_source(ctx);
+		if (v)
+			return v;
+	}
+	return enter(p);
 }
 
 /* First packet of a flow that a pod sends. */
@@ -160,10 +270,12 @@ __noinline int new_from_pod(struct __sk_buff *ctx)
 		p->ct_flags |= CT_VIA_STACK;
 		return enter(p);
 	}
-	if (c_kpr && (p->dst_flags & ADDR_HAS_SVC)) {
-		v = service();
-		if (v < 0)
+	if (c_kpr && (p->dst_flags & (ADDR_HAS_SVC | ADDR_NODEPORT))) {
+		v = service(LB_INSIDE);
+		if (v == V_REFUSE)
 			return reject(ctx);
+		if (v < 0)
+			return v;
 		if (v == V_NEXT) {
 			loopback(p);
 			dst_resolve(TUPLE_X);
@@ -254,6 +366,13 @@ __noinline int related(struct __sk_buff *ctx)
 	return V_NEXT;
 }
 
+/* A flow between a client outside and a Service, at a hook where only such flows go on from here.
+ */
+static __inline int serves_outside(const struct pkt *p)
+{
+	return c_kpr && p->hook != HOOK_POD_FROM && (p->ct_flags & CT_SERVICE);
+}
+
 /* Sends a packet that came out of a pod, or back to one, to its destination. */
 __noinline int forward(struct __sk_buff *ctx)
 {
@@ -274,6 +393,8 @@ __noinline int forward(struct __sk_buff *ctx)
 	case ADDR_GATEWAY:
 		return to_stack(p);
 	case ADDR_REMOTE_EP:
+		if (p->hook == HOOK_ND_FROM && serves_outside(p) && !stack)
+			return c_tunnel ? to_tunnel(ctx, p) : to_network(ctx, p);
 		if (p->hook == HOOK_OV_FROM)
 			return stack ? to_stack(p) : DROP(p, FILE_FLOW, DROP_STALE_IP);
 		if (p->hook != HOOK_POD_FROM)
@@ -288,11 +409,64 @@ __noinline int forward(struct __sk_buff *ctx)
 	default:
 		break;
 	}
-	if (stack || p->hook == HOOK_ND_FROM)
+	if (stack)
+		return to_stack(p);
+	if (serves_outside(p))
+		return to_network(ctx, p);
+	if (p->hook == HOOK_ND_FROM)
 		return to_stack(p);
 	if (p->hook == HOOK_OV_FROM)
 		return DROP(p, FILE_FLOW, DROP_STALE_IP);
 	return to_network(ctx, p);
+}
+
+/*
+ * The way of a packet to an address of this node or of a Service: a reply to a flow whose source is
+ * this node's address, or a caller from outside. V_PASS: it is neither.
+ */
+__noinline int to_node(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v, hit;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	if (p->frag && frag_ports())
+		return V_PASS;
+	p->src_id = src_identity();
+	if (p->icmp_err) {
+		v = related(ctx);
+		if (v || (p->dst_kind != ADDR_LOCAL_EP && p->dst_kind != ADDR_REMOTE_EP))
+			return V_PASS;
+		return forward(ctx);
+	}
+	hit = ct_lookup() == CT_HIT;
+	if (!hit) {
+		u8 state = p->state == REASON_REOPENED ? REASON_REOPENED : REASON_NEW;
+
+		if (!c_kpr)
+			return V_PASS;
+		p->ct_flags = 0;
+		p->ct_kind = CT_PLAIN;
+		p->xlate = 0;
+		p->reply = 0;
+		v = new_from_outside(ctx);
+		p->state = state;
+		if (v)
+			return v;
+	} else if (p->ct_flags & CT_DSR) {
+		dst_resolve(TUPLE_X);
+		p->dsr = 1;
+	} else if (!p->xlate) {
+		return V_PASS;
+	}
+	if (p->xlate) {
+		v = nat_rewrite(ctx);
+		if (v)
+			return v;
+		dst_resolve(TUPLE_T);
+	}
+	return forward(ctx);
 }
 
 /*

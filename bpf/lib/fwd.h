@@ -98,7 +98,7 @@ static __inline u32 wire_identity(u32 id)
 {
 	if (id == ID_HOST)
 		return ID_REMOTE_NODE;
-	if (id > VNI_MAX)
+	if (id >= VNI_DSR)
 		return ID_WORLD;
 	return id;
 }
@@ -125,7 +125,7 @@ __noinline int tunnel_key(struct __sk_buff *ctx, u32 index)
 		__builtin_memcpy(key.remote_ipv6, w, 16);
 		flags = BPF_F_TUNINFO_IPV6;
 	}
-	key.tunnel_id = wire_identity(p->src_id);
+	key.tunnel_id = p->dsr ? VNI_DSR : wire_identity(p->src_id);
 	key.tunnel_ttl = 64;
 	p->tun_id = key.tunnel_id;
 	if (bpf_skb_set_tunnel_key(ctx, &key, sizeof(key), flags))

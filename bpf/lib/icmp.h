@@ -51,7 +51,7 @@ __noinline int csum_packet(struct __sk_buff *ctx, u32 off, u32 n)
 	return (u16)~csum_final(sum);
 }
 
-/* Sends the packet back: to the pod it came from, or through the tunnel to the node. */
+/* Sends the packet back: to the pod or network it came from, or through the tunnel to the node. */
 __noinline int send_back(struct __sk_buff *ctx)
 {
 	struct pkt *p = pkt_get();
@@ -111,7 +111,7 @@ static __inline int error4(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.ip.len = bpf_htons(sizeof(h) + n);
 	h.ip.ttl = 64;
 	h.ip.proto = PROTO_ICMP;
-	h.ip.src = const4(&c_router4);
+	h.ip.src = p->hook == HOOK_ND_FROM ? const4(&c_node4) : const4(&c_router4);
 	h.ip.dst = p->t.saddr.w[3];
 	h.ip.csum = csum_final(bpf_csum_diff(0, 0, (__be32 *)&h.ip, sizeof(h.ip), 0));
 	h.type = type;
@@ -145,7 +145,10 @@ static __inline int error6(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 	h.ip.len = bpf_htons(8 + n);
 	h.ip.next = PROTO_ICMP6;
 	h.ip.hops = 64;
-	const6(h.ip.src, &c_router6);
+	if (p->hook == HOOK_ND_FROM)
+		const6(h.ip.src, &c_node6);
+	else
+		const6(h.ip.src, &c_router6);
 	__builtin_memcpy(h.ip.dst, &p->t.saddr, 16);
 	h.type = type;
 	h.code = code;
@@ -164,7 +167,7 @@ static __inline int error6(struct __sk_buff *ctx, struct pkt *p, u8 type, u8 cod
 
 /*
  * Answers the packet with an ICMP error. Errors, later fragments and multicast are not answered,
- * nor is anything that did not come from a pod or the tunnel; those are dropped with the reason
+ * nor is anything that came out of the host stack; those are dropped with the reason
  * given. A reason that is not zero is counted in any case.
  */
 __noinline int icmp_reply_error(struct __sk_buff *ctx, u32 type, u32 code, u32 mtu, u32 reason)
@@ -177,7 +180,7 @@ __noinline int icmp_reply_error(struct __sk_buff *ctx, u32 type, u32 code, u32 m
 		count(reason, p->hook == HOOK_POD_FROM ? METRIC_EGRESS : METRIC_INGRESS, 0,
 		      FILE_ICMP, p->len);
 	if (p->icmp_err || p->frag == FRAG_LATER || ip_is_multicast(p, &p->t.daddr) ||
-	    (p->hook != HOOK_POD_FROM && p->hook != HOOK_OV_FROM))
+	    !hook_is_ingress(p->hook))
 		return V_EAT;
 	return p->v6 ? error6(ctx, p, type, code, mtu) : error4(ctx, p, type, code, mtu);
 }
@@ -267,9 +270,11 @@ __noinline int reject(struct __sk_buff *ctx)
 
 	if (!p)
 		return -DROP_NO_BACKEND;
-	if (p->hook != HOOK_POD_FROM || p->icmp_err || p->frag == FRAG_LATER)
+	if ((p->hook != HOOK_POD_FROM && p->hook != HOOK_ND_FROM) || p->icmp_err ||
+	    p->frag == FRAG_LATER)
 		return DROP(p, FILE_ICMP, DROP_NO_BACKEND);
-	count(DROP_NO_BACKEND, METRIC_EGRESS, __LINE__, FILE_ICMP, p->len);
+	count(DROP_NO_BACKEND, p->hook == HOOK_POD_FROM ? METRIC_EGRESS : METRIC_INGRESS, __LINE__,
+	      FILE_ICMP, p->len);
 	if (p->proto == PROTO_TCP)
 		return tcp_reset(ctx);
 	return icmp_reply_error(ctx, p->v6 ? ICMP6_UNREACH : ICMP4_UNREACH, p->v6 ? 4 : 3, 0, 0);

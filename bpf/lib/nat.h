@@ -228,18 +228,19 @@ __noinline int nat_quote(struct __sk_buff *ctx)
 
 static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 {
-	u32 n = (u32)c_snat_max - c_snat_min + 1;
+	u32 min = p->snat == SNAT_ROUTER ? c_router_snat_min : c_snat_min;
+	u32 max = p->snat == SNAT_ROUTER ? c_router_snat_max : c_snat_max;
+	u32 n = max - min + 1;
 	u16 sport = bpf_ntohs(p->t.sport);
 
-	if (i == 0 && sport >= c_snat_min && sport <= c_snat_max)
+	if (i == 0 && sport >= min && sport <= max)
 		return sport;
 	if (i < SNAT_RANDOM_TRIES)
-		return c_snat_min + (u32)(((u64)bpf_get_prandom_u32() * n) >> 32);
-	return c_snat_min + (first - c_snat_min + i) % n;
+		return min + (u32)(((u64)bpf_get_prandom_u32() * n) >> 32);
+	return min + (first - min + i) % n;
 }
 
 struct snat {
-	u32 pick;
 	int err;
 	u16 first;
 };
@@ -252,21 +253,22 @@ static long snat_try(u32 i, void *arg)
 
 	if (!p)
 		return 1;
-	if (s->pick || i) {
+	if (p->snat != SNAT_KEEP || i)
 		p->x.sport = bpf_htons(snat_candidate(p, i, s->first));
-	}
 	s->err = ct_add_rev();
+	if (s->err == -EEXIST && ct_take_over())
+		s->err = ct_add_rev();
 	return s->err != -EEXIST;
 }
 
 /*
- * Adds the halves of a translated flow. With pick the source port is chosen from the reserved
- * range, otherwise it is kept unless the translated tuple is taken.
+ * Adds the halves of a translated flow. The source port comes from where p->snat says; the packet's
+ * own is kept if it can be.
  */
-__noinline int nat_add(u32 pick)
+__noinline int nat_add(void)
 {
 	struct pkt *p = pkt_get();
-	struct snat s = { .pick = pick, .err = -1 };
+	struct snat s = { .err = -1 };
 	int ports;
 
 	if (!p)

@@ -68,6 +68,13 @@ enum hook {
 	HOOK_ND_TO,
 };
 
+/* Where the source port of a translated flow comes from. */
+enum snat_range {
+	SNAT_KEEP = 0, /* the packet's own, unless it is taken */
+	SNAT_NODE,     /* the node's reserved ports */
+	SNAT_ROUTER,   /* ports of the router's address */
+};
+
 /* How a packet leaves its hook; the numbers are those of test_rec.helper. */
 enum fwd_how {
 	FWD_NONE = 0,
@@ -80,10 +87,11 @@ enum fwd_how {
 
 /* What functions of the engine return; a drop is the negated reason. */
 enum verdict {
-	V_NEXT = 0, /* go on */
-	V_FWD = 1,  /* decided: pkt.how */
-	V_PASS = 2, /* not ours, untouched to the stack: no event, not counted */
-	V_EAT = 3,  /* answered or not worth a word: free it */
+	V_NEXT = 0,   /* go on */
+	V_FWD = 1,    /* decided: pkt.how */
+	V_PASS = 2,   /* not ours, untouched to the stack: no event, not counted */
+	V_EAT = 3,    /* answered or not worth a word: free it */
+	V_REFUSE = 4, /* no backend: to be answered so */
 };
 
 enum frag_pos {
@@ -138,6 +146,9 @@ struct pkt {
 	u32 svc_id;
 	u32 backend_id;
 	u32 backend_gen;
+	u8 snat; /* enum snat_range: where the source port comes from */
+	u8 dsr;  /* travels as it came from outside, in the tunnel */
+	u8 pad2[2];
 	u32 oif;
 	u32 tun_id;
 	u8 zero_end[0];

@@ -55,4 +55,16 @@ int sock_getpeername6(struct bpf_sock_addr *ctx)
 	return sock_reverse6(ctx);
 }
 
+SEC("cgroup/post_bind4")
+int sock_bind4(struct bpf_sock *ctx)
+{
+	return sock_bind(ctx, 0);
+}
+
+SEC("cgroup/post_bind6")
+int sock_bind6(struct bpf_sock *ctx)
+{
+	return sock_bind(ctx, 1);
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -134,6 +134,14 @@ static __inline int from_tunnel(struct __sk_buff *ctx)
 	}
 	if (key.tunnel_id == ID_HOST)
 		return DROP(p, FILE_TC, DROP_INVALID_IDENTITY);
+	if (key.tunnel_id == VNI_DSR) {
+		if (!c_kpr || c_lb_mode == LB_SNAT)
+			return DROP(p, FILE_TC, DROP_INVALID_VNI);
+		p->dsr = 1;
+		dst_resolve(TUPLE_T);
+		v = to_node(ctx);
+		return v == V_PASS ? DROP(p, FILE_TC, DROP_NO_BACKEND) : v;
+	}
 	p->src_id = key.tunnel_id;
 	return flow(ctx);
 }
@@ -189,31 +197,17 @@ static __inline int may_be_reply(const struct pkt *p)
 	return port >= c_snat_min && port <= c_snat_max;
 }
 
-/* A reply to a masqueraded flow of a pod; anything else is the host's. */
-static __noinline int masq_reply(struct __sk_buff *ctx, struct pkt *p)
+/* Whether a packet from outside can be for a Service. */
+static __inline int may_be_service(const struct pkt *p)
 {
-	int v;
+	u16 port = bpf_ntohs(p->t.dport);
 
-	if (p->frag) {
-		v = frag_ports();
-		if (v)
-			return V_PASS;
-	}
-	if (p->icmp_err) {
-		p->src_id = src_identity();
-		v = related(ctx);
-		if (v || p->dst_kind != ADDR_LOCAL_EP)
-			return V_PASS;
-		return forward(ctx);
-	}
-	if (ct_lookup() != CT_HIT || !p->xlate)
-		return V_PASS;
-	p->src_id = src_identity();
-	v = nat_rewrite(ctx);
-	if (v)
-		return v;
-	dst_resolve(TUPLE_T);
-	return forward(ctx);
+	if (!c_kpr)
+		return 0;
+	if (p->dst_flags & ADDR_HAS_SVC)
+		return 1;
+	return (p->dst_flags & ADDR_NODEPORT) && has_ports(p) && port >= c_node_port_min &&
+	       port <= c_node_port_max;
 }
 
 static __inline int from_network(struct __sk_buff *ctx)
@@ -230,7 +224,12 @@ static __inline int from_network(struct __sk_buff *ctx)
 		return V_PASS;
 	dst_resolve(TUPLE_T);
 	if (p->dst_kind == ADDR_LOCAL_NODE)
-		return may_be_reply(p) ? masq_reply(ctx, p) : V_PASS;
+		return may_be_reply(p) || may_be_service(p) ? to_node(ctx) : V_PASS;
+	if (p->dst_kind == ADDR_VIP && may_be_service(p)) {
+		v = to_node(ctx);
+		/* the stack would only send it on to where it came from */
+		return v == V_PASS ? DROP(p, FILE_TC, DROP_NO_BACKEND) : v;
+	}
 	if (p->dst_kind != ADDR_LOCAL_EP || !p->dst_ifindex)
 		return V_PASS;
 	p->src_id = src_identity();
@@ -243,7 +242,37 @@ int nd_from(struct __sk_buff *ctx)
 	return was_handled(ctx, HOOK_ND_FROM) ? ACT_NEXT : leave(ctx, from_network(ctx));
 }
 
-/* Only packets of pods concern us here, those that the host stack forwarded. */
+/* Whether a backend of a Service on this node itself has the port that the packet comes from. */
+static __inline int is_host_backend(const struct pkt *p)
+{
+	u32 port = bpf_ntohs(p->t.sport);
+	u32 word = port / 64 + (p->proto == PROTO_UDP ? HOSTBACK_WORDS : 0);
+	const u64 *w;
+
+	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP)
+		return 0;
+	w = bpf_map_lookup_elem(&hostback, &word);
+	return w && ((*w >> (port & 63)) & 1);
+}
+
+/* What the host sends to a client outside that has called a Service. */
+static __noinline int host_reply(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v;
+
+	if (!p)
+		return V_PASS;
+	if (p->frag == FRAG_LATER)
+		return V_PASS;
+	p->src_id = ID_HOST;
+	if (ct_lookup() != CT_HIT || !p->xlate || !p->reply)
+		return V_PASS;
+	v = nat_rewrite(ctx);
+	return v ? v : to_stack(p);
+}
+
+/* Packets of pods that the host stack forwarded, and what backends of the host itself answer. */
 static __inline int to_outside(struct __sk_buff *ctx)
 {
 	const struct addr *a;
@@ -257,7 +286,11 @@ static __inline int to_outside(struct __sk_buff *ctx)
 	if (!p || v)
 		return V_PASS;
 	a = addr_find(&p->t.saddr);
-	if (!a || a->kind != ADDR_LOCAL_EP)
+	if (!a)
+		return V_PASS;
+	if (c_kpr && a->kind == ADDR_LOCAL_NODE && is_host_backend(p))
+		return host_reply(ctx);
+	if (a->kind != ADDR_LOCAL_EP)
 		return V_PASS;
 	p->src_id = a->identity;
 	p->ep_id = a->ep_id;

@@ -12,7 +12,7 @@ import (
 )
 
 // maxVerified is the budget of instructions that the verifier may visit in one program.
-const maxVerified = 15000
+const maxVerified = 18000
 
 // TestBudget loads every program, with what may make it larger, and holds it to the budget.
 func TestBudget(t *testing.T) {
@@ -20,6 +20,7 @@ func TestBudget(t *testing.T) {
 		"default":           func(*bpf.Config) {},
 		"native":            func(c *bpf.Config) { c.Tunnel = false },
 		"beside kube-proxy": func(c *bpf.Config) { c.KubeProxyReplacement = false },
+		"hybrid and maglev": func(c *bpf.Config) { c.LBMode, c.MaglevSize = bpf.LBHybrid, 16381 },
 		"flows move":        func(c *bpf.Config) { c.FlowsMove = true },
 	} {
 		t.Run(name, func(t *testing.T) {
