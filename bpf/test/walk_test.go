@@ -119,6 +119,7 @@ func newBenchAfter(t *testing.T, v6 bool, conf func(*bpf.Config), before *bench)
 	if conf != nil {
 		conf(&c)
 	}
+	spec.Maps["maglev"].MaxEntries = 1 + (c.MaglevSize+1)/2
 	prev := map[string]*ebpf.Map{}
 	if before != nil {
 		c.FlowsMove = true
