@@ -461,10 +461,14 @@ __noinline int to_node(struct __sk_buff *ctx)
 		return V_PASS;
 	}
 	if (p->xlate) {
+		dst_resolve(TUPLE_X);
+		/* an answer has to quote what the client has sent, so it comes before the change */
+		if (p->df && c_tunnel && p->dst_kind == ADDR_REMOTE_EP &&
+		    too_big(ctx, p, tunnel_mtu(p)))
+			return answer_too_big(ctx, p, tunnel_mtu(p));
 		v = nat_rewrite(ctx);
 		if (v)
 			return v;
-		dst_resolve(TUPLE_T);
 	}
 	return forward(ctx);
 }

@@ -155,15 +155,21 @@ static __inline int answer_too_big(struct __sk_buff *ctx, struct pkt *p, u32 mtu
 	return icmp_reply_error(ctx, ICMP4_UNREACH, 4, mtu, 0);
 }
 
+/* The largest packet that fits the tunnel to the node behind dst_vtep. */
+static __inline u32 tunnel_mtu(const struct pkt *p)
+{
+	u32 index = p->dst_vtep;
+	const struct vtep *vt = bpf_map_lookup_elem(&vtep, &index);
+
+	return vt && vt->mtu ? vt->mtu : c_tunnel_mtu;
+}
+
 /* Through the tunnel to the node behind dst_vtep. */
 static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 {
-	u32 index = p->dst_vtep, mtu = c_tunnel_mtu;
-	const struct vtep *vt = bpf_map_lookup_elem(&vtep, &index);
+	u32 index = p->dst_vtep, mtu = tunnel_mtu(p);
 	int v;
 
-	if (vt && vt->mtu)
-		mtu = vt->mtu;
 	if (p->df && too_big(ctx, p, mtu))
 		return answer_too_big(ctx, p, mtu);
 	v = ttl_step(ctx, p);
