@@ -65,8 +65,9 @@ func prepare() error {
 	}
 	os.Args = os.Args[:1]
 	flag.Parse()
-	// TestAttached has the traffic of TestTraffic once; in all its modes it takes two minutes here.
-	return errors.Join(flag.Set("test.v", "true"), flag.Set("test.skip", "^TestTraffic$"))
+	// TestAttached has the traffic of TestTraffic once; in all its modes it takes two minutes here, and
+	// NodePorts are called in one mode.
+	return errors.Join(flag.Set("test.v", "true"), flag.Set("test.skip", "^TestTraffic$|^TestNodePorts$/^(native|dsr)$"))
 }
 
 // others runs the test binaries in /tests.
