@@ -4,7 +4,8 @@
 // outlive the agent. A program is replaced in one step, so that no packet meets a hook without one.
 //
 //	tcx:     <bpf-root>/lash/link/if<index>/{in,out}   pinned links
-//	cls_bpf: filters of a fixed priority, on kernels without tcx, or when that is asked for
+//	cls_bpf: filters of a fixed priority, on devices of pods; on all devices where the kernel has no
+//	         tcx, or when that is asked for
 //	cgroup:  <bpf-root>/lash/link/cgroup/<program>     pinned links
 //
 // # Generations
@@ -88,7 +89,7 @@ const AuditInterval = 10 * time.Second
 // Options of an Attacher.
 type Options struct {
 	BPFRoot string
-	// TCX: attach to devices by tcx links, else by cls_bpf filters.
+	// TCX: attach to devices other than those of pods by tcx links, else to all by cls_bpf filters.
 	TCX bool
 	// Generations are those that are pinned beside the current one, and Lost the programs of
 	// generations that are pinned no more: programs by which attachments of ours are known.
@@ -147,10 +148,15 @@ func New(o Options, programs *loader.Programs) (*Attacher, error) {
 	}
 	a.programs = programs
 	a.know(programs)
-	byLinks, byFilters := newTCX(a), &filters{Attacher: a, marks: filepath.Join(o.BPFRoot, "lash", "clsact")}
-	a.main, a.other = byLinks, byFilters
-	if !o.TCX {
-		a.main, a.other = byFilters, byLinks
+	byLinks := newTCX(a)
+	byFilters := func(only func(string) bool) *filters {
+		return &filters{Attacher: a, marks: filepath.Join(o.BPFRoot, "lash", "clsact"), only: only}
+	}
+	if o.TCX {
+		a.main = mixed{byLinks, byFilters(forPods)}
+		a.other = byFilters(func(name string) bool { return !forPods(name) })
+	} else {
+		a.main, a.other = byFilters(nil), byLinks
 	}
 	old, err := a.other.list()
 	if err != nil {

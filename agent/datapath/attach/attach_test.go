@@ -164,7 +164,7 @@ func TestDeviceHooksOverRestartAndUpgrade(t *testing.T) {
 			}
 			index := testnode.Veth(t, "lxc1")
 			in, out := Hook{index, false}, Hook{index, true}
-			names := map[Hook]string{in: "pod_from", out: "pod_to"}
+			names := map[Hook]string{in: "nd_from", out: "nd_to"}
 
 			cfg := bpf.DefaultConfig()
 			p1, _ := load(t, root, cfg, "")
@@ -197,11 +197,11 @@ func TestDeviceHooksOverRestartAndUpgrade(t *testing.T) {
 			if st := a.State(); st.Hooks != 2 || st.Behind != 2 {
 				t.Errorf("state before the upgrade %+v", st)
 			}
-			if old[in] != (Program{"pod_from", p1.Hash}) || !a.Satisfies(old[in], a.Of("pod_from")) || a.Satisfies(old[in], a.Of("pod_to")) {
+			if old[in] != (Program{"nd_from", p1.Hash}) || !a.Satisfies(old[in], a.Of("nd_from")) || a.Satisfies(old[in], a.Of("nd_to")) {
 				t.Errorf("a program of the old generation shows as %v", old[in])
 			}
 			a.Release()
-			if a.Satisfies(old[in], a.Of("pod_from")) {
+			if a.Satisfies(old[in], a.Of("nd_from")) {
 				t.Error("a program of the old generation is good enough after the release")
 			}
 			put(t, a, names)
@@ -281,7 +281,7 @@ func TestLostAttachmentIsRepaired(t *testing.T) {
 			p, _ := load(t, root, bpf.DefaultConfig(), "")
 			a := attacher(t, root, p, useTCX)
 			h := Hook{Ifindex: testnode.Veth(t, "lxc1")}
-			want := put(t, a, map[Hook]string{h: "pod_from"})
+			want := put(t, a, map[Hook]string{h: "nd_from"})
 			for i, lose := range []func() error{
 				func() error { return os.RemoveAll(filepath.Join(root, "lash", "link")) },
 				func() error {
@@ -305,7 +305,7 @@ func TestLostAttachmentIsRepaired(t *testing.T) {
 				}
 				eventually(t, "the audit sees a program that is gone", func() bool { return len(mustLoad(t, a)) == 0 })
 				eventually(t, "not attached again", func() bool { // the kernel first has to let go of the old link
-					return a.Hooks().Set(context.Background(), h, a.Of("pod_from")) == nil
+					return a.Hooks().Set(context.Background(), h, a.Of("nd_from")) == nil
 				})
 				if got := mustLoad(t, a); !maps.Equal(got, want) {
 					t.Errorf("after the repair: %v", got)
@@ -463,7 +463,7 @@ func TestPlaceTaken(t *testing.T) {
 	if err := netlink.FilterAdd(theirs); err != nil {
 		t.Fatal(err)
 	}
-	put(t, a, map[Hook]string{h: "pod_from"})
+	put(t, a, map[Hook]string{h: "nd_from"})
 	if n := len(byFilters(t, h)); n != 2 {
 		t.Errorf("%d filters, want theirs and ours", n)
 	}
@@ -483,7 +483,7 @@ func TestPlaceTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = a.Hooks().Set(context.Background(), other, a.Of("pod_to"))
+	err = a.Hooks().Set(context.Background(), other, a.Of("nd_to"))
 	if err == nil || !strings.Contains(err.Error(), "ingress qdisc of somebody else") {
 		t.Errorf("attaching behind an ingress qdisc: %v", err)
 	}
@@ -511,12 +511,12 @@ func TestLostPin(t *testing.T) {
 		}
 		return l
 	}
-	put(t, a, map[Hook]string{h: "pod_from"})
+	put(t, a, map[Hook]string{h: "nd_from"})
 	lose()
 	if got := mustLoad(t, a); len(got) != 0 {
 		t.Fatalf("a link without pin is seen: %v", got)
 	}
-	put(t, a, map[Hook]string{h: "pod_from"})
+	put(t, a, map[Hook]string{h: "nd_from"})
 	if n := len(byLinks(t, h)); n != 1 || a.State().Repairs != 1 {
 		t.Errorf("%d programs, %d repairs, want the one link taken up", n, a.State().Repairs)
 	}
@@ -525,7 +525,7 @@ func TestLostPin(t *testing.T) {
 	allowed := a.byID
 	a.byID = func(link.ID) (link.Link, error) { return nil, unix.EPERM }
 	orphan := lose()
-	want := put(t, a, map[Hook]string{h: "pod_from"})
+	want := put(t, a, map[Hook]string{h: "nd_from"})
 	if got := mustLoad(t, a); !maps.Equal(got, want) || len(byLinks(t, h)) != 1 || len(a.State().Unpinned) != 1 || a.Handover() {
 		t.Errorf("hooks %v, %d programs, state %+v: want the link that is there, and word of it", got, len(byLinks(t, h)), a.State())
 	}
@@ -533,7 +533,7 @@ func TestLostPin(t *testing.T) {
 	cfg.TunnelPort++
 	p, _ = load(t, root, cfg, "")
 	a.Use(p)
-	put(t, a, map[Hook]string{h: "pod_from"})
+	put(t, a, map[Hook]string{h: "nd_from"})
 	mustLoad(t, a)
 	st := a.State()
 	if len(byLinks(t, h)) != 2 || len(st.Twins) != 1 || len(st.Unpinned) != 0 || !strings.Contains(st.Twins[0], "bpftool link detach") || !a.Handover() {
@@ -572,7 +572,7 @@ func TestChangeOver(t *testing.T) {
 	ctx := context.Background()
 	index := testnode.Veth(t, "lxc1")
 	in, out := Hook{index, false}, Hook{index, true}
-	names := map[Hook]string{in: "pod_from", out: "pod_to"}
+	names := map[Hook]string{in: "nd_from", out: "nd_to"}
 	wanted := func(Hook) bool { return true }
 	count := func() (links, filters int) {
 		for h := range names {
@@ -590,11 +590,11 @@ func TestChangeOver(t *testing.T) {
 			t.Fatal("the programs are not told that there will be two")
 		}
 		got := mustLoad(t, a)
-		if len(got) != 2 || !a.Satisfies(got[in], a.Of("pod_from")) {
+		if len(got) != 2 || !a.Satisfies(got[in], a.Of("nd_from")) {
 			t.Fatalf("hooks as the other way has left them: %v", got)
 		}
 		a.Release()
-		if err := a.Hooks().Set(ctx, in, a.Of("pod_from")); err != nil {
+		if err := a.Hooks().Set(ctx, in, a.Of("nd_from")); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.Finish(wanted); err == nil || !strings.Contains(err.Error(), out.String()) {
@@ -634,13 +634,13 @@ func TestFileSystemHidden(t *testing.T) {
 			p, _ := load(t, root, bpf.DefaultConfig(), "")
 			a := attacher(t, root, p, useTCX)
 			h := Hook{Ifindex: testnode.Veth(t, "lxc1")}
-			put(t, a, map[Hook]string{h: "pod_from"})
+			put(t, a, map[Hook]string{h: "nd_from"})
 			hidden := errors.New("hidden")
 			a.check = func() error { return hidden }
 			if _, err := a.Hooks().Load(context.Background()); !errors.Is(err, hidden) {
 				t.Errorf("load: %v", err)
 			}
-			if err := a.Hooks().Set(context.Background(), h, a.Of("pod_from")); !errors.Is(err, hidden) {
+			if err := a.Hooks().Set(context.Background(), h, a.Of("nd_from")); !errors.Is(err, hidden) {
 				t.Errorf("set: %v", err)
 			}
 			if n := len(byLinks(t, h)) + len(byFilters(t, h)); n != 1 {
@@ -722,5 +722,55 @@ func TestSocketHooks(t *testing.T) {
 	}
 	if count(moved) != 0 {
 		t.Fatal("still attached after delete")
+	}
+}
+
+// TestPodsHaveFilters: with tcx on the node's devices those of pods get filters, which cost no grace period
+// of RCU; a pod that has links keeps them, and none of that is a change from one way to the other.
+func TestPodsHaveFilters(t *testing.T) {
+	if !ways(t)["tcx"] {
+		t.Skip("the kernel has no tcx")
+	}
+	root := testnode.New(t)
+	eth, pod, old := testnode.Veth(t, "eth"), testnode.Veth(t, "lxc1"), testnode.Veth(t, "lxc2")
+	both := func(index int, in, out string) map[Hook]string {
+		return map[Hook]string{{index, false}: in, {index, true}: out}
+	}
+	p, _ := load(t, root, bpf.DefaultConfig(), "tcx")
+	a := attacher(t, root, p, true)
+	a.main = newTCX(a) // as an agent did that gave links to pods too
+	put(t, a, both(old, "pod_from", "pod_to"))
+
+	a = attacher(t, root, p, true)
+	put(t, a, both(eth, "nd_from", "nd_to"))
+	put(t, a, both(pod, "pod_from", "pod_to"))
+	put(t, a, both(old, "pod_from", "pod_to"))
+	check := func(a *Attacher) {
+		t.Helper()
+		for index, filters := range map[int]int{eth: 0, pod: 1, old: 0} {
+			for h := range both(index, "", "") {
+				if l, f := len(byLinks(t, h)), len(byFilters(t, h)); f != filters || l != 1-filters {
+					t.Errorf("%s: %d links and %d filters", h, l, f)
+				}
+			}
+		}
+		if got := mustLoad(t, a); len(got) != 6 || a.Handover() {
+			t.Errorf("hooks %v, handover %v", got, a.Handover())
+		}
+	}
+	check(a)
+	check(attacher(t, root, p, true))
+
+	// a device that goes leaves nothing that is remembered of it
+	if err := netlink.LinkDel(device(pod)); err != nil {
+		t.Fatal(err)
+	}
+	for h := range both(pod, "", "") {
+		if err := a.Hooks().Delete(context.Background(), h); err != nil {
+			t.Error(err)
+		}
+	}
+	if marks, err := os.ReadDir(filepath.Join(root, "lash", "clsact")); err != nil || len(marks) != 0 {
+		t.Errorf("remembered: %v, %v", marks, err)
 	}
 }

@@ -34,6 +34,8 @@ const (
 type filters struct {
 	*Attacher
 	marks string
+	// only says which programs, by name, are looked at; nil: all.
+	only func(program string) bool
 
 	mu    sync.Mutex
 	known map[Hook]bool // hooks that may have a filter of ours; nil: all devices have to be asked
@@ -102,7 +104,7 @@ func (f *filters) list() (map[Hook]ebpf.ProgramID, error) {
 		if err != nil {
 			return nil, err
 		}
-		if own != nil {
+		if own != nil && (f.only == nil || f.only(strings.TrimPrefix(own.Name, FilterPrefix))) {
 			out[h] = ebpf.ProgramID(own.Id)
 		} else {
 			delete(f.known, h)
@@ -237,6 +239,21 @@ func (f *filters) remove(h Hook) error {
 	f.mu.Lock()
 	delete(f.known, h)
 	f.mu.Unlock()
+	if own == nil {
+		return f.forget(h.Ifindex)
+	}
+	return nil
+}
+
+// forget drops what is remembered of a device if that is gone.
+func (f *filters) forget(index int) error {
+	_, err := netlink.LinkByIndex(index)
+	if missing := (netlink.LinkNotFoundError{}); !errors.As(err, &missing) {
+		return nil // it is there, or nobody can tell
+	}
+	if err := os.Remove(f.mark(index)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
 }
 

@@ -226,6 +226,18 @@ func (t *tcx) put(h Hook, prog *ebpf.Program, name string) (bool, error) {
 	return true, keep(l, t.pin(h))
 }
 
+// has says whether a hook has a link of ours, with its pin or without.
+func (t *tcx) has(h Hook) (bool, error) {
+	if _, ok := t.orphans[h]; ok {
+		return true, nil
+	}
+	l, info, err := open(t.pin(h))
+	if err != nil || l == nil {
+		return false, err
+	}
+	return onDevice(info, h), l.Close()
+}
+
 // update puts prog under a link, unless it is there.
 func update(l link.Link, info *link.Info, prog *ebpf.Program) error {
 	id, err := idOf(prog)
