@@ -142,7 +142,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.newPods(client); err != nil {
 		return err
 	}
-	a.events = flow.New(a.kernel.maps.Of("events"), a.kernel.maps.Of("evt_budget"), a.tables, log)
+	a.events = flow.New(a.kernel.maps.Of("events"), a.kernel.maps.Of("evt_budget"), a.tables, a.kernel.setHeard, log)
 	background("events", a.events.Run)
 	background("api", a.serveAPI)
 	if err := a.pods.Restore(ctx); err != nil {
@@ -262,7 +262,7 @@ func (a *Agent) newPaths() error {
 	k := a.kernel
 	first := func() []uint32 { return []uint32{0} }
 	switches := reconcile.Keyed("cfg", cfgMap, k.runCfg,
-		reconcile.EveryKey(t.OwnDevices, first), reconcile.EveryKey(k.attach.Changed(), first))
+		reconcile.EveryKey(t.OwnDevices, first), reconcile.EveryKey(k.attach.Changed(), first), reconcile.EveryKey(&k.listening, first))
 	vtep := reconcile.Keyed("vtep", vtepMap, v.Vtep, reconcile.FromTable(t.Tunnels, node.VtepKeys))
 	cidr := reconcile.Keyed("cidr", cidrMap, v.CIDR,
 		reconcile.FromTable(t.Nodes, v.CIDROfNode), reconcile.FromTable(t.Tunnels, v.CIDROfTunnel), reconcile.EveryKey(t.Nodes, v.CIDRStatic))

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lash.internal/lash/agent/config"
@@ -23,6 +24,7 @@ import (
 	"lash.internal/lash/agent/datapath/pinroot"
 	"lash.internal/lash/agent/datapath/upgrade"
 	"lash.internal/lash/agent/ipam"
+	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/state"
 	"lash.internal/lash/bpf"
 )
@@ -50,6 +52,9 @@ type kernel struct {
 	maps        *maps.Set
 	choice      *upgrade.Choice
 	attach      *attach.Attacher
+
+	heard     atomic.Bool // somebody listens to events of packets
+	listening reconcile.Signal
 
 	mu      sync.Mutex
 	problem error // with the generation that runs
@@ -213,8 +218,11 @@ func (k *kernel) runCfg(element uint32) (bpf.RunCfg, bool) {
 	interval := k.cfg.MonitorAggregationInterval
 	tunnel, _ := k.tables.OwnDevices.Get(state.VXLANDevice)
 	c := bpf.RunCfg{
-		ReportInterval: uint32(interval / (1 << bpf.SeenShift * time.Nanosecond)), DropRate: dropEvents, TraceRate: traceEvents,
+		ReportInterval: uint32(interval / (1 << bpf.SeenShift * time.Nanosecond)), DropRate: dropEvents,
 		VxlanIfindex: uint32(tunnel.Index),
+	}
+	if k.heard.Load() { // nobody else wants to know of packets that went where they should
+		c.TraceRate = traceEvents
 	}
 	if k.cfg.MonitorAggregation == "none" {
 		c.TraceEvery = 1
@@ -223,6 +231,12 @@ func (k *kernel) runCfg(element uint32) (bpf.RunCfg, bool) {
 		c.Handover = 1
 	}
 	return c, element == 0
+}
+
+// setHeard turns the events of packets on and off.
+func (k *kernel) setHeard(heard bool) {
+	k.heard.Store(heard)
+	k.listening.Fire()
 }
 
 func (k *kernel) setProblem(err error) {

@@ -33,6 +33,7 @@ const (
 	TcMapEp              = "ep"
 	TcMapEvents          = "events"
 	TcMapEvtBudget       = "evt_budget"
+	TcMapForwarded       = "forwarded"
 	TcMapFrag4           = "frag4"
 	TcMapFrag6           = "frag6"
 	TcMapFront           = "front"
@@ -154,6 +155,7 @@ type TcMapSpecs struct {
 	Ep         *ebpf.MapSpec `ebpf:"ep"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	EvtBudget  *ebpf.MapSpec `ebpf:"evt_budget"`
+	Forwarded  *ebpf.MapSpec `ebpf:"forwarded"`
 	Frag4      *ebpf.MapSpec `ebpf:"frag4"`
 	Frag6      *ebpf.MapSpec `ebpf:"frag6"`
 	Front      *ebpf.MapSpec `ebpf:"front"`
@@ -241,6 +243,7 @@ type TcMaps struct {
 	Ep         *ebpf.Map `ebpf:"ep"`
 	Events     *ebpf.Map `ebpf:"events"`
 	EvtBudget  *ebpf.Map `ebpf:"evt_budget"`
+	Forwarded  *ebpf.Map `ebpf:"forwarded"`
 	Frag4      *ebpf.Map `ebpf:"frag4"`
 	Frag6      *ebpf.Map `ebpf:"frag6"`
 	Front      *ebpf.Map `ebpf:"front"`
@@ -274,6 +277,7 @@ func (m *TcMaps) Close() error {
 		m.Ep,
 		m.Events,
 		m.EvtBudget,
+		m.Forwarded,
 		m.Frag4,
 		m.Frag6,
 		m.Front,

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -129,9 +130,15 @@ func TestListenersGetNamesAndHearOfLosses(t *testing.T) {
 	tables.Endpoints.Insert(w, state.Endpoint{ID: 12, Pod: state.Name{Namespace: "default", Name: "a"}, IPv4: netip.MustParseAddr("10.0.0.1")})
 	tables.RemoteIPs.Insert(w, state.RemoteIP{IP: netip.MustParseAddr("10.0.0.2"), Pod: state.Name{Namespace: "default", Name: "b"}})
 	w.Commit()
-	m := New(nil, nil, tables, slog.New(slog.DiscardHandler))
+	var heard []bool // by programs, which make no events for nobody
+	m := New(nil, nil, tables, func(on bool) { heard = append(heard, on) }, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	ch := m.Subscribe(ctx)
+	second, end := context.WithCancel(context.Background())
+	other := m.Subscribe(second)
+	end()
+	for range other { // ends because the channel is closed
+	}
 	b := raw(bpf.Event{Type: 4, Subtype: 0, Reason: 0, EpId: 12, DstEp: 13}, tcpSYN())
 	m.handle(b)
 	ev := <-ch
@@ -152,6 +159,11 @@ func TestListenersGetNamesAndHearOfLosses(t *testing.T) {
 	}
 	cancel()
 	for range ch { // ends because the channel is closed
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !slices.Equal(heard, []bool{true, false}) {
+		t.Errorf("listeners came and went: %v", heard)
 	}
 }
 

@@ -42,6 +42,9 @@ type Monitor struct {
 	tables         *state.Tables
 	log            *slog.Logger
 
+	// heard is told when there is a first listener, and when there is none any more.
+	heard func(bool)
+
 	mu   sync.Mutex
 	subs map[*subscriber]struct{}
 	done bool
@@ -63,10 +66,14 @@ type deviceName struct {
 }
 
 // New returns a monitor of a ring. budget is the map in which programs count lost events; without
-// it losses in the kernel are not known.
-func New(events, budget *ebpf.Map, tables *state.Tables, log *slog.Logger) *Monitor {
+// it losses in the kernel are not known. heard is called with true when somebody begins to listen, and
+// with false when nobody does any more; it may be nil.
+func New(events, budget *ebpf.Map, tables *state.Tables, heard func(bool), log *slog.Logger) *Monitor {
+	if heard == nil {
+		heard = func(bool) {}
+	}
 	return &Monitor{
-		events: events, budget: budget, tables: tables, log: log,
+		events: events, budget: budget, tables: tables, heard: heard, log: log,
 		subs: map[*subscriber]struct{}{}, names: map[uint32]deviceName{},
 	}
 }
@@ -82,6 +89,9 @@ func (m *Monitor) Subscribe(ctx context.Context) <-chan api.MonitorEvent {
 		return s.ch
 	}
 	m.subs[s] = struct{}{}
+	if len(m.subs) == 1 {
+		m.heard(true)
+	}
 	context.AfterFunc(ctx, func() { m.unsubscribe(s) })
 	return s.ch
 }
@@ -92,6 +102,9 @@ func (m *Monitor) unsubscribe(s *subscriber) {
 	if _, ok := m.subs[s]; ok {
 		delete(m.subs, s)
 		close(s.ch)
+		if len(m.subs) == 0 {
+			m.heard(false)
+		}
 	}
 }
 

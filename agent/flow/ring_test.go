@@ -67,7 +67,7 @@ func TestEventsComeThroughTheRing(t *testing.T) {
 	}
 	prog := writer(t, ring, raw(bpf.Event{Type: 1, Subtype: 133, EpId: 7, File: 1, Line: 12}, nil))
 
-	m := New(ring, budget, nil, slog.New(slog.DiscardHandler))
+	m := New(ring, budget, nil, nil, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	ch := m.Subscribe(ctx)

@@ -359,7 +359,7 @@ struct skrev {
 	__u32 pad2;
 };
 
-/* metrics: packets by reason and direction. Reason 0 is forwarded, else a drop reason. */
+/* metrics: packets that were not forwarded, by reason and direction. */
 struct metrics_key {
 	__u8 reason;
 	__u8 dir; /* enum metric_dir */

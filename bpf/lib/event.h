@@ -24,6 +24,16 @@ __noinline int count(u32 reason, u32 dir, u32 line, u32 file, u32 bytes)
 	return 0;
 }
 
+static __inline void count_forwarded(u32 dir, u32 bytes)
+{
+	struct metrics *m = bpf_map_lookup_elem(&forwarded, &dir);
+
+	if (m) {
+		m->packets++;
+		m->bytes += bytes;
+	}
+}
+
 /* Takes one event from the budget of its kind; refills once a second. */
 static __inline struct evt_budget *budget_take(u8 type, u32 now)
 {

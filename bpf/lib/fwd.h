@@ -41,27 +41,55 @@ static __inline int was_handled(struct __sk_buff *ctx, u8 hook)
 	return 1;
 }
 
-/* One routed hop: TTL or hop limit minus one, or the answer that it is used up. */
-static __inline int ttl_step(struct __sk_buff *ctx, struct pkt *p)
+#define MACS_LEN 12
+#define HOP4_END (ETH_LEN + 12) /* behind the checksum of an IPv4 header */
+#define HOP6_END (ETH_LEN + 8)  /* behind the hop limit */
+
+/*
+ * One routed hop: TTL or hop limit minus one, or the answer that it is used up. With macs, where
+ * the addresses of the next Ethernet header stand in front, these are written by the same call.
+ */
+static __inline int hop_step(struct __sk_buff *ctx, struct pkt *p, u8 *b, int macs)
 {
-	u32 l3 = ETH_LEN;
 	u8 ttl = p->ttl;
 
 	if (ttl <= 1)
 		return icmp_reply_error(ctx, p->v6 ? ICMP6_TIME_EXCEEDED : ICMP4_TIME_EXCEEDED, 0,
 					0, DROP_TTL_EXCEEDED);
-	ttl--;
+	p->ttl = --ttl;
 	if (p->v6) {
-		if (bpf_skb_store_bytes(ctx, l3 + 7, &ttl, 1, 0))
+		if (!macs)
+			return bpf_skb_store_bytes(ctx, ETH_LEN + 7, &ttl, 1, 0)
+				       ? DROP(p, FILE_FWD, DROP_WRITE_ERROR)
+				       : V_NEXT;
+		if (bpf_skb_load_bytes(ctx, MACS_LEN, b + MACS_LEN, HOP6_END - MACS_LEN))
+			return DROP(p, FILE_FWD, DROP_TRUNCATED);
+		b[ETH_LEN + 7] = ttl;
+		if (bpf_skb_store_bytes(ctx, 0, b, HOP6_END, 0))
 			return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
 	} else {
-		/* TTL is the upper byte of a word of the header */
-		if (bpf_l3_csum_replace(ctx, l3 + 10, p->ttl, ttl, 2) ||
-		    bpf_skb_store_bytes(ctx, l3 + 8, &ttl, 1, 0))
+		u32 sum;
+
+		if (bpf_skb_load_bytes(ctx, MACS_LEN, b + MACS_LEN, HOP4_END - MACS_LEN))
+			return DROP(p, FILE_FWD, DROP_TRUNCATED);
+		b[ETH_LEN + 8] = ttl;
+		/* TTL is the upper byte of a word, so the complement of the sum grows by 0x100 */
+		sum = ((u32)b[ETH_LEN + 10] << 8 | b[ETH_LEN + 11]) + 0x100;
+		sum = (sum & 0xffff) + (sum >> 16);
+		b[ETH_LEN + 10] = sum >> 8;
+		b[ETH_LEN + 11] = sum;
+		if (macs ? bpf_skb_store_bytes(ctx, 0, b, HOP4_END, 0)
+			 : bpf_skb_store_bytes(ctx, ETH_LEN + 8, b + ETH_LEN + 8, 4, 0))
 			return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
 	}
-	p->ttl = ttl;
 	return V_NEXT;
+}
+
+static __inline int ttl_step(struct __sk_buff *ctx, struct pkt *p)
+{
+	u8 b[HOP4_END] = {};
+
+	return hop_step(ctx, p, b, 0);
 }
 
 static __inline int to_stack(struct pkt *p)
@@ -75,19 +103,17 @@ static __inline int to_pod(struct __sk_buff *ctx, struct pkt *p)
 {
 	const struct ep *e;
 	u32 ifindex = p->dst_ifindex;
-	u8 macs[12];
+	u8 head[HOP4_END] = {};
 	int v;
 
 	e = bpf_map_lookup_elem(&ep, &ifindex);
 	if (!ifindex || !e)
 		return DROP(p, FILE_FWD, DROP_STALE_IP);
-	__builtin_memcpy(macs, e->mac, 6);
-	__builtin_memcpy(macs + 6, e->node_mac, 6);
-	v = ttl_step(ctx, p);
+	__builtin_memcpy(head, e->mac, 6);
+	__builtin_memcpy(head + 6, e->node_mac, 6);
+	v = hop_step(ctx, p, head, 1);
 	if (v)
 		return v;
-	if (bpf_skb_store_bytes(ctx, 0, macs, sizeof(macs), 0))
-		return DROP(p, FILE_FWD, DROP_WRITE_ERROR);
 	p->how = FWD_PEER;
 	p->oif = ifindex;
 	return V_FWD;
@@ -303,14 +329,12 @@ __noinline int report(struct __sk_buff *ctx, int v)
 		event_emit(ctx, EVT_DROP, -v, dir, dir == METRIC_EGRESS ? p->ep_id : p->dst_ep);
 		return 0;
 	}
-	count(0, dir, 0, 0, p->len);
+	count_forwarded(dir, p->len);
 	if (p->how == FWD_PEER && dir == METRIC_EGRESS)
-		count(0, METRIC_INGRESS, 0, 0, p->len);
-	if (!p->monitor) {
-		rc = bpf_map_lookup_elem(&cfg, &zero);
-		if (!rc || !rc->trace_every)
-			return 0;
-	}
+		count_forwarded(METRIC_INGRESS, p->len);
+	rc = bpf_map_lookup_elem(&cfg, &zero);
+	if (!rc || !rc->trace_rate || (!p->monitor && !rc->trace_every))
+		return 0;
 	event_emit(ctx, EVT_TRACE, trace_point(p), dir,
 		   trace_point(p) == TRACE_TO_ENDPOINT ? p->dst_ep : p->ep_id);
 	return 0;

@@ -18,6 +18,14 @@ struct {
 	__uint(max_entries, 1024);
 } metrics SEC(".maps");
 
+/* Packets that were forwarded, by enum metric_dir: an array, as every packet is counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, u32);
+	__type(value, struct metrics);
+	__uint(max_entries, METRIC_SERVICE);
+} forwarded SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, u32);

@@ -527,6 +527,15 @@ func (b *bench) metric(reason, dir uint8) (n uint64) {
 	b.t.Helper()
 	var k bpf.MetricsKey
 	var v []bpf.Metrics
+	if reason == 0 {
+		if err := b.coll.Maps["forwarded"].Lookup(uint32(dir), &v); err != nil {
+			b.t.Fatal(err)
+		}
+		for _, c := range v {
+			n += c.Packets
+		}
+		return n
+	}
 	for it := b.coll.Maps["metrics"].Iterate(); it.Next(&k, &v); {
 		if k.Reason != reason || k.Dir != dir {
 			continue

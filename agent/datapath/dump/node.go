@@ -241,6 +241,24 @@ func (d *Maps) counters() ([]kv[bpf.MetricsKey, bpf.Metrics], error) {
 		}
 		out = append(out, kv[bpf.MetricsKey, bpf.Metrics]{r.key, sum})
 	}
+	f := d.maps["forwarded"]
+	if f == nil || f.Type() != ebpf.PerCPUArray {
+		return out, err
+	}
+	for _, dir := range []uint8{bpf.MetricIngress, bpf.MetricEgress} {
+		var cpus []bpf.Metrics
+		if err := f.Lookup(uint32(dir), &cpus); err != nil {
+			return nil, err
+		}
+		var sum bpf.Metrics
+		for _, c := range cpus {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+		}
+		if sum.Packets > 0 {
+			out = append(out, kv[bpf.MetricsKey, bpf.Metrics]{bpf.MetricsKey{Dir: dir}, sum})
+		}
+	}
 	return out, err
 }
 
