@@ -3,6 +3,7 @@
 package state
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -18,6 +19,11 @@ type Frontend struct {
 // String returns the frontend as address:port/protocol.
 func (f Frontend) String() string {
 	return netip.AddrPortFrom(f.Addr, f.Port).String() + "/" + f.Protocol
+}
+
+// Compare orders frontends by address, port and protocol.
+func (f Frontend) Compare(other Frontend) int {
+	return cmp.Or(f.Addr.Compare(other.Addr), cmp.Compare(f.Port, other.Port), cmp.Compare(f.Protocol, other.Protocol))
 }
 
 // FrontType says what makes a frontend exist, with Cilium's words for them.
@@ -48,7 +54,7 @@ type Front struct {
 type Balance struct {
 	// Type is that of the primary frontend.
 	Type FrontType
-	// Fronts are the other frontends, sorted by frontend.
+	// Fronts are the other frontends, sorted by Frontend.Compare.
 	Fronts []Front
 	// All gets new connections. Empty means: refuse them.
 	All []netip.AddrPort
@@ -59,7 +65,7 @@ type Balance struct {
 	InternalLocal, ExternalLocal bool
 	// AffinitySecs is how long a client keeps its backend; 0: it does not.
 	AffinitySecs uint32
-	// SourceRanges are who may use the frontends with Sources, sorted, of the family only.
+	// SourceRanges are who may use the frontends with Sources, masked, sorted, of the family only.
 	SourceRanges []netip.Prefix
 	// Draining keep the connections that they have and get no new ones.
 	Draining []netip.AddrPort
