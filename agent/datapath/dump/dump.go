@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/datapath/maps"
 )
 
 // ViewPrefix stands before the name of a view where names of maps are expected.
@@ -162,27 +162,14 @@ func read[K, V any](d *Maps, name string) ([]kv[K, V], error) {
 		return nil, nil
 	}
 	var out []kv[K, V]
-	const batch = 512
-	keys, vals := make([]K, batch), make([]V, batch)
-	var cur ebpf.MapBatchCursor
-	for {
-		n, err := m.BatchLookup(&cur, keys, vals, nil)
-		for i := range n {
-			out = append(out, kv[K, V]{keys[i], vals[i]})
-		}
-		switch {
-		case err == nil:
-			continue
-		case errors.Is(err, ebpf.ErrKeyNotExist):
-			return out, nil
-		case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.ENOSPC):
-			return iterate[K, V](m)
-		}
-		return nil, err
+	err := maps.Each(m, func(k K, v V) { out = append(out, kv[K, V]{k, v}) })
+	if errors.Is(err, ebpf.ErrIterationAborted) {
+		err = nil // it changes faster than it can be read
 	}
+	return out, err
 }
 
-// iterate reads entry by entry, where a batch is not possible.
+// iterate reads entry by entry, which maps with a value for each CPU need.
 func iterate[K, V any](m *ebpf.Map) ([]kv[K, V], error) {
 	var out []kv[K, V]
 	it := m.Iterate()

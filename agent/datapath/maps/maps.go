@@ -244,13 +244,8 @@ func Target[K comparable, V any](s *Set, name string) (Map[K, V], error) {
 // Load reads all entries.
 func (t Map[K, V]) Load(context.Context) (map[K]V, error) {
 	out := map[K]V{}
-	var k K
-	var v V
-	it := t.m.Iterate()
-	for it.Next(&k, &v) {
-		out[k] = v
-	}
-	return out, it.Err()
+	err := Each(t.m, func(k K, v V) { out[k] = v })
+	return out, err
 }
 
 // Set writes one entry; readers see the old or the new value.
@@ -277,23 +272,12 @@ func ArrayTarget[V comparable](s *Set, name string) (Array[V], error) {
 func (t Array[V]) Load(context.Context) (map[uint32]V, error) {
 	out := map[uint32]V{}
 	var zero V
-	n := int(t.m.MaxEntries())
-	keys, values := make([]uint32, min(n, 1024)), make([]V, min(n, 1024))
-	var cursor ebpf.MapBatchCursor
-	for {
-		c, err := t.m.BatchLookup(&cursor, keys, values, nil)
-		for i := range c {
-			if values[i] != zero {
-				out[keys[i]] = values[i]
-			}
+	err := Each(t.m, func(i uint32, v V) {
+		if v != zero {
+			out[i] = v
 		}
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+	})
+	return out, err
 }
 
 // Set writes one element.
