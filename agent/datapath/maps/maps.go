@@ -61,14 +61,28 @@ func pinName(name string) string {
 func isTable(name string) bool { return slices.Contains(tables, name) }
 
 // Open opens or creates every map that the specs declare and that is not private to a program.
-// sizes are the numbers of entries that flow tables should have; those without keep theirs. The specs
-// are changed so that they fit maps that exist with another size.
+// sizes are the numbers of entries that maps should have: flow tables without one keep theirs, others
+// get what the specs say. The specs are changed so that they fit maps that exist with another size.
 func Open(bpfRoot string, sizes map[string]uint32, specs ...*ebpf.CollectionSpec) (*Set, error) {
 	dir := Dir(bpfRoot)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("pin directory: %w", err)
 	}
 	s := &Set{maps: map[string]*ebpf.Map{}, dir: dir, undone: map[string]string{}}
+	together := map[string]*ebpf.MapSpec{}
+	for _, spec := range specs {
+		for name, ms := range spec.Maps {
+			if n := sizes[name]; n > 0 && !isTable(name) {
+				ms.MaxEntries = n
+			}
+			if slices.Contains(linked, name) {
+				together[name] = ms
+			}
+		}
+	}
+	if err := s.replaceLinked(together); err != nil {
+		return nil, err
+	}
 	for _, spec := range specs {
 		for name, ms := range spec.Maps {
 			if !Shared(name) {
