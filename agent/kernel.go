@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	stdmaps "maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"lash.internal/lash/agent/crash"
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/feature"
+	"lash.internal/lash/agent/datapath/lbmap"
 	"lash.internal/lash/agent/datapath/loader"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
@@ -102,7 +104,9 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 		return err
 	}
 	specs := k.specs
-	if k.maps, err = specs.OpenMaps(cfg.BPFRoot, cfg.TableSizes()); err != nil {
+	sizes := lbmap.Sizes(constants.MaglevSize, 0)
+	stdmaps.Copy(sizes, cfg.TableSizes())
+	if k.maps, err = specs.OpenMaps(cfg.BPFRoot, sizes); err != nil {
 		return err
 	}
 	crash.At(crash.Maps)

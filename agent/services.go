@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/datapath/ctgc"
@@ -31,7 +32,12 @@ type services struct {
 
 func newServices(a *Agent) (*services, error) {
 	k, t := a.kernel, a.tables
-	target, err := lbmap.Open(lbmap.Maps{Front: k.maps.Of("front"), Svc: k.maps.Of("svc"), Slot: k.maps.Of("slot"), Backend: k.maps.Of("backend")})
+	target, err := lbmap.Open(lbmap.MapsOf(k.maps.Of), lbmap.Options{
+		Local: func(ip netip.Addr) bool {
+			return slices.Contains(a.node.InternalIPs, ip) || len(t.Devices.ByIndex("ip", ip.String())) > 0
+		},
+		MaglevSize: k.constant.MaglevSize, MaglevSeed: k.constant.MaglevSeed,
+	})
 	if err != nil {
 		return nil, err
 	}

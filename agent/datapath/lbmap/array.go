@@ -18,19 +18,21 @@ type array[T any] struct {
 	len uint32
 }
 
-func mapArray[T any](m *ebpf.Map) (array[T], error) {
+// mapInto maps the array of a name into memory.
+func mapInto[T any](a *array[T], m *ebpf.Map, name string) error {
 	var zero T
 	size := unsafe.Sizeof(zero)
 	if m == nil || m.Type() != ebpf.Array || uintptr(m.ValueSize()) != size || size%8 != 0 {
-		return array[T]{}, fmt.Errorf("not an array of %d bytes", size)
+		return fmt.Errorf("map %s: not an array of %d bytes", name, size)
 	}
 	page := os.Getpagesize()
 	bytes := (int(size)*int(m.MaxEntries()) + page - 1) / page * page
 	mem, err := unix.Mmap(m.FD(), 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return array[T]{}, fmt.Errorf("map into memory: %w", err)
+		return fmt.Errorf("map %s: map into memory: %w", name, err)
 	}
-	return array[T]{mem: mem, len: m.MaxEntries()}, nil
+	a.mem, a.len = mem, m.MaxEntries()
+	return nil
 }
 
 // at returns the element i, which programs read at the same time: store by atomic operations.

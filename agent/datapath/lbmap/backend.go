@@ -6,21 +6,62 @@ import (
 	"fmt"
 	"net/netip"
 
-	"lash.internal/lash/agent/state"
 	"lash.internal/lash/bpf"
 )
+
+// endpoint is the address, port and protocol of a backend, as the maps have them.
+type endpoint struct {
+	ip    [16]byte
+	port  uint16
+	proto uint8
+}
+
+func endpointOf(a netip.AddrPort, proto uint8) endpoint {
+	return endpoint{bpf.IP(a.Addr()), bpf.Port(a.Port()), proto}
+}
+
+func (e endpoint) addr() netip.AddrPort {
+	return netip.AddrPortFrom(bpf.FromIP(e.ip), bpf.Port(e.port))
+}
+
+// backend is one element of map backend.
+type backend struct {
+	endpoint
+	gen      uint16
+	gone     bool
+	host     bool // its address is one of this node's own
+	id       uint32
+	active   int32  // lists that have it
+	draining int32  // Services that let it finish
+	mark     uint32 // see Target.marked
+}
+
+func (b *backend) state() uint8 {
+	switch {
+	case b.active > 0:
+		return bpf.BackendActive
+	case b.draining > 0:
+		return bpf.BackendTerminating
+	}
+	return bpf.BackendGone
+}
+
+func (b *backend) element() bpf.Backend {
+	return bpf.Backend{Ip: b.ip, Port: b.port, Proto: b.proto, State: b.state(), Gen: b.gen}
+}
 
 // acquire returns the backend of an endpoint and says whether nothing used it before. One that
 // went lately gets its number again, with a new generation: it may be somebody else by now.
 func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
 	b = t.byAddr[e]
-	if b != nil && b.gone && t.backendIDs.reserve(b.id) {
-		b.gone = false
-		b.gen++
-		return b, true, nil
-	}
 	if b != nil && !b.gone {
 		return b, false, nil
+	}
+	if b != nil && t.backendIDs.reserve(b.id) {
+		b.gone = false
+		b.gen++
+		t.host.add(b)
+		return b, true, nil
 	}
 	id, err := t.backendIDs.alloc(t.now())
 	if err != nil {
@@ -31,6 +72,7 @@ func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
 	}
 	b = &backend{endpoint: e, id: id, gen: t.backends.at(id).Gen + 1}
 	t.byID[id], t.byAddr[e] = b, b
+	t.host.add(b)
 	return b, true, nil
 }
 
@@ -38,15 +80,17 @@ func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
 func (t *Target) retire(b *backend) {
 	b.gone, b.active, b.draining = true, 0, 0
 	t.backends.store(b.id, b.element())
+	t.host.remove(b)
 	t.backendIDs.put(b.id, t.now())
 }
 
-// dropOrphans ends the backends that were there at the start and that nobody has asked for since.
-// They may have been draining: their flows get the time that numbers rest.
+// dropOrphans ends what was there at the start and that nobody has asked for since. Such backends
+// may have been draining: their flows get the time that numbers rest.
 func (t *Target) dropOrphans() {
-	if t.orphans == nil || t.now().Sub(t.opened) < holdID {
+	if t.swept || t.now().Sub(t.opened) < holdID {
 		return
 	}
+	t.swept = true
 	bump := false
 	for _, b := range t.orphans {
 		if !b.gone && b.state() == bpf.BackendGone {
@@ -55,6 +99,12 @@ func (t *Target) dropOrphans() {
 		}
 	}
 	t.orphans = nil
+	for id := range t.ranges {
+		if t.owners[id] == nil {
+			// What cannot be removed now is when the number is given out.
+			_ = t.keepRanges(id, nil)
+		}
+	}
 	if !bump {
 		return
 	}
@@ -65,75 +115,15 @@ func (t *Target) dropOrphans() {
 	}
 }
 
-// restore reads what an earlier run has written.
-func (t *Target) restore() error {
-	for id := uint32(1); id < t.backends.len; id++ {
-		e := *t.backends.at(id)
-		addr := bpf.FromIP(e.Ip)
-		if e.State == bpf.BackendGone || !addr.IsValid() {
-			continue
-		}
-		b := &backend{endpoint: endpoint{netip.AddrPortFrom(addr, bpf.Port(e.Port)), e.Proto}, id: id, gen: e.Gen}
-		if t.byAddr[b.endpoint] != nil || !t.backendIDs.reserve(id) {
-			continue
-		}
-		t.byID[id], t.byAddr[b.endpoint] = b, b
-	}
-	if err := t.readFronts(); err != nil {
-		return err
-	}
-	for f, id := range t.seen {
-		t.records[f] = t.adopt(f, id)
-	}
-	for _, b := range t.byID {
-		if b.state() == bpf.BackendGone {
-			t.orphans = append(t.orphans, b)
+// newEpoch begins a set of marked backends.
+func (t *Target) newEpoch(lists ...[]*backend) {
+	t.epoch++
+	for _, l := range lists {
+		for _, b := range l {
+			b.mark = t.epoch
 		}
 	}
-	return nil
 }
 
-// adopt makes a record of what the maps say about a Service. What makes no sense is damaged and
-// gets written anew.
-func (t *Target) adopt(f state.Frontend, id uint32) *record {
-	if !t.svcIDs.reserve(id) {
-		return &record{damaged: true}
-	}
-	s := *t.svcs.at(id)
-	key, err := frontKey(f)
-	if err != nil {
-		return &record{id: id, damaged: true}
-	}
-	r := &record{id: id, internalLocal: s.Flags&bpf.SvcInternalLocal != 0}
-	var ok bool
-	if r.all, ok = t.adoptList(s.BlkAll, key.Proto, f.Addr); ok {
-		if r.local, ok = t.adoptList(s.BlkLocal, key.Proto, f.Addr); !ok {
-			t.blocks.put(r.all.block, t.now())
-		}
-	}
-	if !ok {
-		return &record{id: id, damaged: true}
-	}
-	r.count(1)
-	return r
-}
-
-func (t *Target) adoptList(ref uint64, proto uint8, family netip.Addr) (list, bool) {
-	b, ok := unpack(ref)
-	if !ok || b.count == 0 {
-		return list{}, ok
-	}
-	if !t.blocks.reserve(b) {
-		return list{}, false
-	}
-	l := list{block: b}
-	for i := range b.count {
-		be := t.byID[*t.slot(b.base + i)]
-		if be == nil || be.proto != proto || be.addr.Addr().Is6() != family.Is6() {
-			t.blocks.put(b, t.now())
-			return list{}, false
-		}
-		l.backends = append(l.backends, be)
-	}
-	return l, true
-}
+// marked says whether a backend is in the set.
+func (t *Target) marked(b *backend) bool { return b.mark == t.epoch }

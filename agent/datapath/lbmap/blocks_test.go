@@ -15,31 +15,30 @@ func TestBlocksAreNeverShared(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const slots = 256
 		now := time.Unix(0, 0)
-		a := newBlocks(slots)
+		a := newBlocks(slots, slotGrain)
 		var used []block
-		owner := func() [slots]int {
-			var out [slots]int
+		check := func() {
+			var owner [slots / slotGrain]int
 			mark := func(b block, who int) {
-				for i := b.base; b.count > 0 && i < b.base+b.size(); i++ {
-					if out[i] != 0 {
-						t.Fatalf("slot %d is given out twice", i)
+				first, n := a.span(b)
+				for i := first; i < first+n; i++ {
+					if owner[i] != 0 {
+						t.Fatalf("slots from %d are given out twice", i*slotGrain)
 					}
-					out[i] = who
+					owner[i] = who
 				}
 			}
 			for i, b := range used {
 				mark(b, i+1)
 			}
-			for _, h := range a.held {
-				mark(h.block, -1)
+			for _, h := range a.held.items[a.held.head:] {
+				mark(h.what, -1)
 			}
-			for i, f := range a.free {
-				mark(block{f.base, f.count}, -2)
-				if i > 0 && a.free[i-1].base+a.free[i-1].count == f.base {
-					t.Fatalf("free blocks %v and %v are not joined", a.free[i-1], f)
+			for i, who := range owner {
+				if a.taken.has(uint32(i)) != (who != 0) {
+					t.Fatalf("slots from %d: taken %v, owner %d", i*slotGrain, a.taken.has(uint32(i)), who)
 				}
 			}
-			return out
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"alloc": func(t *rapid.T) {
@@ -63,7 +62,7 @@ func TestBlocksAreNeverShared(t *testing.T) {
 				now = now.Add(time.Duration(rapid.IntRange(100, 3000).Draw(t, "ms")) * time.Millisecond)
 			},
 			"restart": func(t *rapid.T) {
-				a = newBlocks(slots)
+				a = newBlocks(slots, slotGrain)
 				for _, b := range used {
 					if !a.reserve(b) {
 						t.Fatalf("%v cannot be restored", b)
@@ -73,13 +72,7 @@ func TestBlocksAreNeverShared(t *testing.T) {
 					}
 				}
 			},
-			"": func(*rapid.T) {
-				for i, who := range owner() {
-					if who == 0 {
-						t.Fatalf("slot %d is lost", i)
-					}
-				}
-			},
+			"": func(*rapid.T) { check() },
 		})
 		for _, b := range used {
 			a.put(b, now)
@@ -92,7 +85,7 @@ func TestBlocksAreNeverShared(t *testing.T) {
 
 func TestAFreedBlockRests(t *testing.T) {
 	now := time.Unix(0, 0)
-	a := newBlocks(8)
+	a := newBlocks(8, slotGrain)
 	b, err := a.alloc(8, now)
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +100,7 @@ func TestAFreedBlockRests(t *testing.T) {
 }
 
 func TestBadBlocksAreNotRestored(t *testing.T) {
-	a := newBlocks(64)
+	a := newBlocks(64, slotGrain)
 	for _, b := range []block{{1, 4}, {64, 1}, {60, 8}, {0, 1 << 24}, {1 << 31, 4}} {
 		if a.reserve(b) {
 			t.Errorf("%v was taken", b)

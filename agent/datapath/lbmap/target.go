@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -18,111 +17,89 @@ import (
 	"lash.internal/lash/bpf"
 )
 
-// Numbers of protocols (source: IANA protocol numbers).
-const (
-	protoTCP = 6
-	protoUDP = 17
-)
-
 // Maps are the maps that a Target writes. They stay the caller's.
 type Maps struct {
-	Front, Svc, Slot, Backend *ebpf.Map
+	Front, Svc, Slot, Backend, Maglev, Srcrange, Hostback *ebpf.Map
 }
 
-// Target is the Services in the kernel: the reconcile target of frontends and what stands behind
-// them. Methods may be called from several goroutines.
+// MapsOf takes the maps by name.
+func MapsOf(of func(name string) *ebpf.Map) Maps {
+	return Maps{of("front"), of("svc"), of("slot"), of("backend"), of("maglev"), of("srcrange"), of("hostback")}
+}
+
+// Options are what a Target has to know about the node.
+type Options struct {
+	// Local says whether an address is one of this node's own; nil: none is. Call AddressesChanged
+	// when it may answer otherwise.
+	Local func(netip.Addr) bool
+	// MaglevSize is the number of entries of a Maglev table, a prime; 0: programs choose at random.
+	// MaglevSeed has to be the same on every node.
+	MaglevSize, MaglevSeed uint32
+}
+
+// Target is the Services in the kernel: the reconcile target of Service ports, each known by its
+// primary frontend. Methods may be called from several goroutines.
 type Target struct {
-	now   func() time.Time
-	front *ebpf.Map
+	now             func() time.Time
+	front, srcrange *ebpf.Map
 
 	mu       sync.Mutex
 	closed   bool
 	svcs     array[bpf.Svc]
 	slots    array[bpf.Slots]
 	backends array[bpf.Backend]
+	tables   tables
+	host     hostPorts
 
 	blocks     *blocks
 	svcIDs     *ids
 	backendIDs *ids
 
-	records map[state.Frontend]*record
-	seen    map[state.Frontend]uint32 // what map front says
-	byID    map[uint32]*backend
-	byAddr  map[endpoint]*backend
-	orphans []*backend // found at the start, behind no frontend
+	records  map[bpf.FrontKey]*record   // by primary frontend
+	owners   []*record                  // by number
+	fronts   map[bpf.FrontKey]bpf.Front // what map front holds
+	outdated map[uint32][]bpf.FrontKey  // what is to go from there, by number
+	ranges   map[uint32][]netip.Prefix  // what map srcrange holds, by number
+	byID     []*backend
+	byAddr   map[endpoint]*backend
+	epoch    uint32
+
 	opened  time.Time
-}
-
-// record is one Service port as we have written it.
-type record struct {
-	id            uint32
-	all, local    list
-	internalLocal bool
-	draining      []*backend
-	damaged       bool // what the maps said at the start made no sense
-}
-
-// list is a block and what its slots hold.
-type list struct {
-	block
-	backends []*backend
-}
-
-type endpoint struct {
-	addr  netip.AddrPort
-	proto uint8
-}
-
-// backend is one element of map backend.
-type backend struct {
-	endpoint
-	id       uint32
-	gen      uint16
-	active   int // Services that choose it
-	draining int // Services that let it finish
-	gone     bool
-}
-
-func (b *backend) state() uint8 {
-	switch {
-	case b.active > 0:
-		return bpf.BackendActive
-	case b.draining > 0:
-		return bpf.BackendTerminating
-	}
-	return bpf.BackendGone
-}
-
-func (b *backend) element() bpf.Backend {
-	return bpf.Backend{
-		Ip: bpf.IP(b.addr.Addr()), Port: bpf.Port(b.addr.Port()), Proto: b.proto, State: b.state(), Gen: b.gen,
-	}
+	orphans []*backend // found at the start, behind no frontend
+	swept   bool       // what was found at the start and not asked for is gone
 }
 
 // Open maps the arrays into memory and restores from them what an earlier run has written.
-func Open(m Maps) (*Target, error) { return open(m, time.Now) }
+func Open(m Maps, o Options) (*Target, error) { return open(m, o, time.Now) }
 
-func open(m Maps, now func() time.Time) (*Target, error) {
-	if m.Front == nil {
-		return nil, errors.New("map front: missing")
+func open(m Maps, o Options, now func() time.Time) (*Target, error) {
+	if m.Front == nil || m.Srcrange == nil {
+		return nil, errors.New("maps front and srcrange: one is missing")
+	}
+	if o.Local == nil {
+		o.Local = func(netip.Addr) bool { return false }
 	}
 	t := &Target{
-		now: now, front: m.Front, opened: now(),
-		records: map[state.Frontend]*record{}, seen: map[state.Frontend]uint32{},
-		byID: map[uint32]*backend{}, byAddr: map[endpoint]*backend{},
+		now: now, front: m.Front, srcrange: m.Srcrange, opened: now(),
+		host:    hostPorts{local: o.Local, uses: map[uint32]int{}},
+		records: map[bpf.FrontKey]*record{}, fronts: map[bpf.FrontKey]bpf.Front{}, outdated: map[uint32][]bpf.FrontKey{},
+		byAddr: map[endpoint]*backend{},
 	}
-	var err error
-	if t.svcs, err = mapArray[bpf.Svc](m.Svc); err != nil {
-		return nil, fmt.Errorf("map svc: %w", err)
+	err := errors.Join(
+		mapInto(&t.svcs, m.Svc, "svc"), mapInto(&t.slots, m.Slot, "slot"), mapInto(&t.backends, m.Backend, "backend"),
+		mapInto(&t.tables.words, m.Maglev, "maglev"), mapInto(&t.host.words, m.Hostback, "hostback"))
+	if err == nil && t.host.words.len != 2*bpf.HostbackWords {
+		err = fmt.Errorf("map hostback: has %d elements", t.host.words.len)
 	}
-	if t.slots, err = mapArray[bpf.Slots](m.Slot); err != nil {
-		return nil, errors.Join(fmt.Errorf("map slot: %w", err), t.Close())
+	if err == nil {
+		err = t.tables.init(o.MaglevSize, o.MaglevSeed)
 	}
-	if t.backends, err = mapArray[bpf.Backend](m.Backend); err != nil {
-		return nil, errors.Join(fmt.Errorf("map backend: %w", err), t.Close())
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
 	}
-	t.blocks = newBlocks(t.slots.len * bpf.SlotsPerElem)
+	t.blocks = newBlocks(t.slots.len*bpf.SlotsPerElem, slotGrain)
 	t.svcIDs, t.backendIDs = newIDs(t.svcs.len), newIDs(t.backends.len)
+	t.owners, t.byID = make([]*record, t.svcs.len), make([]*backend, t.backends.len)
 	if err := t.restore(); err != nil {
 		return nil, errors.Join(fmt.Errorf("restore services: %w", err), t.Close())
 	}
@@ -137,61 +114,44 @@ func (t *Target) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	return errors.Join(t.svcs.close(), t.slots.close(), t.backends.close())
+	return errors.Join(t.svcs.close(), t.slots.close(), t.backends.close(), t.tables.words.close(), t.host.words.close())
 }
 
-// ID returns the number that the datapath has for the Service behind a frontend.
+// ID returns the number that the datapath has for the Service port behind any of its frontends.
 func (t *Target) ID(f state.Frontend) (uint32, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	r := t.records[f]
-	if r == nil || r.id == 0 {
+	key, err := frontKey(f)
+	if err != nil {
 		return 0, false
 	}
-	return r.id, true
-}
-
-func frontKey(f state.Frontend) (bpf.FrontKey, error) {
-	k := bpf.FrontKey{Ip: bpf.IP(f.Addr), Port: bpf.Port(f.Port)}
-	switch f.Protocol {
-	case "TCP":
-		k.Proto = protoTCP
-	case "UDP":
-		k.Proto = protoUDP
-	default:
-		return k, fmt.Errorf("protocol %s is not balanced", f.Protocol)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.owner(t.fronts[key].SvcId); r != nil {
+		return r.id, true
 	}
-	return k, nil
+	return 0, false
 }
 
-// frontend is the inverse of frontKey; false for keys that are not of this target.
-func frontend(k bpf.FrontKey) (state.Frontend, bool) {
-	f := state.Frontend{Addr: bpf.FromIP(k.Ip), Port: bpf.Port(k.Port)}
-	switch k.Proto {
-	case protoTCP:
-		f.Protocol = "TCP"
-	case protoUDP:
-		f.Protocol = "UDP"
-	}
-	return f, f.Protocol != "" && k.Cluster == 0
+// Status is what a Target holds.
+type Status struct {
+	// Ports are Service ports, Tables those that have a Maglev table, and Roomless those for which
+	// there was no room for one: their callers from outside get a backend at random.
+	Ports, Fronts, Tables, Roomless int
 }
 
-// readFronts reads map front.
-func (t *Target) readFronts() error {
-	seen := map[state.Frontend]uint32{}
-	var k bpf.FrontKey
-	var v bpf.Front
-	it := t.front.Iterate()
-	for it.Next(&k, &v) {
-		if f, ok := frontend(k); ok {
-			seen[f] = v.SvcId
+// Status counts.
+func (t *Target) Status() Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := Status{Ports: len(t.records), Fronts: len(t.fronts)}
+	for _, r := range t.records {
+		if r.table != 0 {
+			s.Tables++
+		}
+		if r.roomless {
+			s.Roomless++
 		}
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("read frontends: %w", err)
-	}
-	t.seen = seen
-	return nil
+	return s
 }
 
 // Load reads the maps. Entries that are not as they were written come back as damaged.
@@ -202,81 +162,55 @@ func (t *Target) Load(context.Context) (map[state.Frontend]state.Balance, error)
 		return nil, errClosed
 	}
 	t.dropOrphans()
-	if err := t.readFronts(); err != nil {
+	if err := errors.Join(t.readFronts(), t.readRanges()); err != nil {
 		return nil, err
 	}
-	out := make(map[state.Frontend]state.Balance, len(t.seen))
-	for f, id := range t.seen {
-		r := t.records[f]
-		if r == nil || r.damaged || r.id != id || !t.intact(r) {
-			out[f] = state.Balance{Damaged: true}
-			continue
-		}
-		out[f] = state.Balance{
-			All: addrs(r.all.backends), Local: addrs(r.local.backends), InternalLocal: r.internalLocal,
-			Draining: addrs(r.draining),
+	t.host.repair()
+	out, known := t.judge()
+	if known < len(t.fronts) {
+		t.findStrays()
+		out, _ = t.judge()
+	}
+	for _, r := range t.records {
+		if r.roomless && !r.damaged {
+			t.publishTable(t.svcs.at(r.id), r, r)
 		}
 	}
 	return out, nil
 }
 
-func addrs(in []*backend) []netip.AddrPort {
-	var out []netip.AddrPort
-	for _, b := range in {
-		out = append(out, b.addr)
-	}
-	return out
-}
-
-// intact says whether the maps hold a record as it was written.
-func (t *Target) intact(r *record) bool {
-	s := t.svcs.at(r.id)
-	if (atomic.LoadUint32(&s.Flags)&bpf.SvcInternalLocal != 0) != r.internalLocal {
-		return false
-	}
-	if !t.published(&s.BlkAll, r.all) || !t.published(&s.BlkLocal, r.local) {
-		return false
-	}
-	for _, bs := range [][]*backend{r.all.backends, r.local.backends, r.draining} {
-		for _, b := range bs {
-			if *t.backends.at(b.id) != b.element() {
-				return false
-			}
+// judge compares every record with the maps. known is how many elements of map front belong to one.
+func (t *Target) judge() (out map[state.Frontend]state.Balance, known int) {
+	out = make(map[state.Frontend]state.Balance, len(t.records))
+	for _, r := range t.records {
+		b := r.balance
+		ok, n := t.intact(r)
+		if known += n; !ok || len(t.outdated[r.id]) > 0 {
+			b = state.Balance{Damaged: true}
 		}
+		f, _ := frontend(r.key)
+		out[f] = b
 	}
-	return true
+	return out, known
 }
 
-func pack(b block) uint64 {
-	if b.count == 0 {
-		return 0
-	}
-	return uint64(b.base) | uint64(b.count)<<bpf.SvcBlockShift
-}
-
-func unpack(w uint64) (block, bool) {
-	base, count := w&(1<<bpf.SvcBlockShift-1), w>>bpf.SvcBlockShift
-	return block{uint32(base), uint32(count)}, base <= 1<<31
-}
-
-func (t *Target) slot(i uint32) *uint32 {
-	return &t.slots.at(i / bpf.SlotsPerElem).BackendId[i%bpf.SlotsPerElem]
-}
-
-// published says whether ref and the slots behind it hold l.
-func (t *Target) published(ref *uint64, l list) bool {
-	if atomic.LoadUint64(ref) != pack(l.block) {
-		return false
-	}
-	for i, b := range l.backends {
-		if atomic.LoadUint32(t.slot(l.base+uint32(i))) != b.id {
-			return false
+// findStrays finds what is in map front and nobody wants: elements that lead to a Service port are its
+// to remove, others are adopted.
+func (t *Target) findStrays() {
+	t.adoptAll(func(e entry) bool {
+		o := t.owner(e.val.SvcId)
+		if o == nil {
+			return t.records[e.key] == nil
 		}
-	}
-	return true
+		if !slices.Contains(o.fronts, e) && !slices.Contains(t.outdated[o.id], e.key) {
+			t.outdated[o.id] = append(t.outdated[o.id], e.key)
+		}
+		return false
+	})
 }
 
-// Set writes what stands behind a frontend. Programs see all of it or what was there before.
+// Set writes what stands behind the frontends of a Service port. Programs see all of it or what was
+// there before.
 func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) error {
 	key, err := frontKey(f)
 	if err != nil {
@@ -288,176 +222,59 @@ func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) er
 		return errClosed
 	}
 	t.dropOrphans()
-	r := t.records[f]
-	fresh := r == nil || r.id == 0
+	old := t.records[key]
+	if old == nil {
+		old = &record{key: key}
+	}
+	if want.KeepLast && len(want.All) == 0 {
+		want.All, want.Local = old.balance.All, old.balance.Local
+	}
+	want.KeepLast, want.Damaged = false, false
+	fresh := old.id == 0
 	if fresh {
 		id, err := t.svcIDs.alloc(t.now())
 		if err != nil {
 			return fmt.Errorf("service number: %w", err)
 		}
-		r = &record{id: id}
+		old = &record{key: key, id: id, fronts: old.fronts}
 	}
-	next, err := t.stage(r, key.Proto, want)
+	next, err := t.prepare(old, want)
 	if err != nil {
 		if fresh {
-			t.svcIDs.put(r.id, t.now())
+			t.svcIDs.put(old.id, t.now())
 		}
 		return err
 	}
-	t.publish(r, next, fresh)
-	t.records[f] = next
-	if t.seen[f] != next.id {
-		if err := t.front.Update(&key, &bpf.Front{SvcId: next.id}, ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("write frontend: %w", err)
+	t.publish(old, next, fresh)
+	t.records[key], t.owners[next.id] = next, next
+	t.outdate(old, next.fronts)
+	if err := t.putFronts(next.fronts); err != nil {
+		if t.fronts[key].SvcId != next.id {
+			err = errors.Join(err, t.remove(next)) // nothing leads to it, nobody would ask for its removal
 		}
-		t.seen[f] = next.id
+		return err
 	}
-	return nil
+	return errors.Join(t.dropOutdated(next.id, next.fronts), t.keepRanges(next.id, want.SourceRanges))
 }
 
-// stage prepares the successor of a record: backends and slots are written, nobody reads them yet.
-func (t *Target) stage(old *record, proto uint8, want state.Balance) (*record, error) {
-	r := &record{id: old.id, internalLocal: want.InternalLocal}
-	var fresh []*backend
-	var failed error
-	take := func(in []netip.AddrPort) []*backend {
-		var out []*backend
-		for _, a := range in {
-			b, isNew, err := t.acquire(endpoint{a, proto})
-			if err != nil {
-				failed = err
-				return nil
-			}
-			if isNew {
-				fresh = append(fresh, b)
-			}
-			out = append(out, b)
-		}
-		return out
-	}
-	r.all.backends, r.local.backends, r.draining = take(want.All), take(want.Local), take(want.Draining)
-	s := t.svcs.at(r.id)
-	if failed == nil {
-		r.count(1)
-		for _, l := range [][]*backend{r.all.backends, r.local.backends, r.draining} {
-			for _, b := range l {
-				t.backends.store(b.id, b.element())
-			}
-		}
-		if failed = t.fill(&r.all, old.all, &s.BlkAll); failed == nil {
-			if failed = t.fill(&r.local, old.local, &s.BlkLocal); failed != nil && r.all.block != old.all.block {
-				t.blocks.put(r.all.block, t.now())
-			}
-		}
-		if failed != nil {
-			r.count(-1)
-		}
-	}
-	if failed == nil {
-		return r, nil
-	}
-	for _, b := range slices.Concat(r.all.backends, r.local.backends, r.draining, fresh) {
-		if !b.gone && b.state() == bpf.BackendGone && !slices.Contains(t.orphans, b) {
-			t.retire(b)
-		} else {
-			t.backends.store(b.id, b.element())
-		}
-	}
-	return nil, failed
-}
-
-// fill finds slots for a list and writes them. A list that is in the map already stays there.
-func (t *Target) fill(l *list, old list, ref *uint64) error {
-	if slices.Equal(l.backends, old.backends) && t.published(ref, old) {
-		l.block = old.block
-		return nil
-	}
-	b, err := t.blocks.alloc(uint32(len(l.backends)), t.now())
+// prepare makes the successor of a record and writes what it needs.
+func (t *Target) prepare(old *record, want state.Balance) (*record, error) {
+	fronts, err := entries(old.id, old.key, want)
 	if err != nil {
-		return fmt.Errorf("slots for %d backends: %w", len(l.backends), err)
+		return nil, err
 	}
-	l.block = b
-	for i, be := range l.backends {
-		atomic.StoreUint32(t.slot(b.base+uint32(i)), be.id)
+	if err := t.addRanges(old.id, want.SourceRanges); err != nil {
+		return nil, err
 	}
-	return nil
+	next, err := t.stage(old, want)
+	if err != nil {
+		return nil, err
+	}
+	next.fronts = fronts
+	return next, nil
 }
 
-// count adds n to the uses of the record's backends, once for each.
-func (r *record) count(n int) {
-	for b := range r.chosen() {
-		b.active += n
-	}
-	for _, b := range r.draining {
-		b.draining += n
-	}
-}
-
-func (r *record) chosen() map[*backend]bool {
-	out := make(map[*backend]bool, len(r.all.backends))
-	for _, b := range r.all.backends {
-		out[b] = true
-	}
-	for _, b := range r.local.backends {
-		out[b] = true
-	}
-	return out
-}
-
-// publish makes programs use next in place of old and releases what only old needed.
-func (t *Target) publish(old, next *record, fresh bool) {
-	s := t.svcs.at(next.id)
-	if fresh {
-		t.svcs.store(next.id, bpf.Svc{Gen: s.Gen + 1})
-	}
-	atomic.StoreUint64(&s.BlkLocal, pack(next.local.block))
-	atomic.StoreUint64(&s.BlkAll, pack(next.all.block))
-	flags := uint32(0)
-	if next.internalLocal {
-		flags = bpf.SvcInternalLocal
-	}
-	atomic.StoreUint32(&s.Flags, flags)
-	now := t.now()
-	if old.all.block != next.all.block {
-		t.blocks.put(old.all.block, now)
-	}
-	if old.local.block != next.local.block {
-		t.blocks.put(old.local.block, now)
-	}
-	t.drop(old, next)
-}
-
-// drop ends the uses of old's backends; next is what follows it. A flow that sees a new generation
-// of its Service chooses again if its backend is gone or has a new generation too, so backends are
-// written first. One that another Service keeps gets a new generation for the flows of this one.
-func (t *Target) drop(old, next *record) {
-	old.count(-1)
-	keep := next.chosen()
-	for _, b := range next.draining {
-		keep[b] = true
-	}
-	lost := map[*backend]bool{}
-	for _, b := range slices.Concat(old.all.backends, old.local.backends, old.draining) {
-		if !keep[b] && !lost[b] {
-			lost[b] = true
-			if b.state() == bpf.BackendGone {
-				t.retire(b)
-				continue
-			}
-			b.gen++
-		}
-		if !b.gone {
-			t.backends.store(b.id, b.element())
-		}
-	}
-	if len(lost) > 0 {
-		t.bump(old.id)
-	}
-}
-
-func (t *Target) bump(id uint32) { atomic.AddUint32(&t.svcs.at(id).Gen, 1) }
-
-// Delete removes a frontend and what only it needed.
+// Delete removes a Service port and what only it needed.
 func (t *Target) Delete(_ context.Context, f state.Frontend) error {
 	key, err := frontKey(f)
 	if err != nil {
@@ -468,16 +285,24 @@ func (t *Target) Delete(_ context.Context, f state.Frontend) error {
 	if t.closed {
 		return errClosed
 	}
-	if err := t.front.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("delete frontend: %w", err)
+	if r := t.records[key]; r != nil {
+		return t.remove(r)
 	}
-	delete(t.seen, f)
-	r := t.records[f]
-	delete(t.records, f)
-	if r == nil || r.id == 0 {
+	return nil
+}
+
+// remove takes a record out of the maps, the frontends first.
+func (t *Target) remove(r *record) error {
+	t.outdate(r, nil)
+	if err := errors.Join(t.dropOutdated(r.id, nil), t.keepRanges(r.id, nil)); err != nil {
+		return err
+	}
+	delete(t.records, r.key)
+	if r.id == 0 {
 		return nil
 	}
-	t.publish(r, &record{id: r.id}, false)
+	t.publish(r, &record{key: r.key, id: r.id, table: r.table}, false)
+	t.owners[r.id] = nil
 	t.svcIDs.put(r.id, t.now())
 	return nil
 }
