@@ -240,7 +240,7 @@ type paths struct {
 func (a *Agent) newPaths() error {
 	t, set := a.tables, a.kernel.maps
 	v := node.View{
-		Tables: t, Vip: a.svc.vip, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
+		Tables: t, Vip: a.svc.view.VIP, NodePort: a.svc.view.NodePortOpen, HostPort: a.svc.view.HostPortAt, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
 		Tunnel: a.cfg.Tunnel, DirectRoutes: a.cfg.DirectRoutes,
 		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
 	}
@@ -270,7 +270,8 @@ func (a *Agent) newPaths() error {
 		reconcile.FromTable(t.Endpoints, v.AddrOfEndpoint), reconcile.FromTable(t.RemoteIPs, v.AddrOfRemote),
 		reconcile.FromTable(t.Nodes, v.AddrOfNode), reconcile.FromTable(t.Devices, v.AddrOfDevice),
 		reconcile.FromTable(t.Tunnels, v.AddrOfTunnel), reconcile.FromTable(t.EndpointSlices, v.AddrOfSlice),
-		reconcile.FromTable(t.Services, a.svc.vipKeys))
+		reconcile.FromTable(t.Services, a.svc.view.AddrKeys),
+		reconcile.Via(reconcile.FromTable(t.Pods, a.svc.view.HostPortAddrs), v.AddrAt))
 	dev := reconcile.Keyed("dev", devMap, v.Dev,
 		reconcile.FromTable(t.Devices, node.DevKeys), reconcile.EveryKey(t.Nodes, a.deviceKeys))
 	ep := reconcile.Keyed("ep", epMap, v.Ep, reconcile.FromTable(t.Endpoints, node.EpKeys))

@@ -37,6 +37,9 @@ const (
 	traceEvents = 10_000
 )
 
+// lbModes are the programs' numbers of the modes.
+var lbModes = map[config.LBMode]uint8{config.LBSNAT: bpf.LBSNAT, config.LBDSR: bpf.LBDSR, config.LBHybrid: bpf.LBHybrid}
+
 // kernel is what the agent holds of the node's kernel.
 type kernel struct {
 	cfg         *config.Config
@@ -97,7 +100,7 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if err != nil {
 		return err
 	}
-	if err := k.sysctls.ReservePorts(constants.SNATMin, constants.SNATMax); err != nil {
+	if err := k.reservePorts(constants); err != nil {
 		return err
 	}
 	if k.specs, err = loader.Read(); err != nil {
@@ -134,6 +137,16 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	}
 	k.note()
 	return nil
+}
+
+// reservePorts keeps the node's own connections from getting ports that packets to the node are
+// translated at.
+func (k *kernel) reservePorts(c bpf.Config) error {
+	err := k.sysctls.ReservePorts(c.SNATMin, c.SNATMax)
+	if k.cfg.KubeProxyReplacement && k.cfg.ProtectNodePorts {
+		err = errors.Join(err, k.sysctls.ReservePorts(c.NodePortMin, c.NodePortMax))
+	}
+	return err
 }
 
 // choose decides which generation of programs the node runs with the constants and maps as they are.
@@ -198,6 +211,9 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 			c.SockLB = bpf.SockLBAll
 		}
 	}
+	c.NodePortMin, c.NodePortMax = k.cfg.NodePortMin, k.cfg.NodePortMax
+	c.LBMode = lbModes[k.cfg.LBMode]
+	c.MaglevSize, c.MaglevSeed = k.cfg.MaglevTable(), k.cfg.MaglevSeed
 	c.Masquerade4 = k.cfg.IPv4 && k.cfg.MasqueradeIPv4
 	c.Masquerade6 = k.cfg.IPv6 && k.cfg.MasqueradeIPv6
 	c.Tunnel, c.TunnelPort, c.TunnelMTU = k.cfg.Tunnel, k.cfg.TunnelPort, uint32(k.podMTU)

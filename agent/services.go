@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/ctgc"
 	"lash.internal/lash/agent/datapath/lbmap"
 	"lash.internal/lash/agent/ipam"
@@ -17,7 +19,6 @@ import (
 	"lash.internal/lash/agent/rest"
 	"lash.internal/lash/agent/service"
 	"lash.internal/lash/agent/state"
-	"lash.internal/lash/bpf"
 )
 
 // services is how Services get into the kernel. With kube-proxy in charge nothing is wanted, and
@@ -30,6 +31,9 @@ type services struct {
 	flows *ctgc.Collector
 }
 
+// serviceAudit is how often all of the Services in the kernel are compared with what they should be.
+const serviceAudit = 30 * time.Minute
+
 func newServices(a *Agent) (*services, error) {
 	k, t := a.kernel, a.tables
 	target, err := lbmap.Open(lbmap.MapsOf(k.maps.Of), lbmap.Options{
@@ -41,12 +45,13 @@ func newServices(a *Agent) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := service.View{
-		Tables: t, Enabled: a.cfg.KubeProxyReplacement, IPv4: a.cfg.IPv4, IPv6: a.cfg.IPv6, NodeName: a.cfg.NodeName,
-	}
+	v := a.serviceView()
 	loop := reconcile.Keyed("services", target, v.Want,
-		reconcile.FromTable(t.Services, v.Frontends), reconcile.FromTable(t.EndpointSlices, v.FrontendsOfSlice)).
-		Equal(state.Balance.Satisfies)
+		// A frontend that changes hands touches all Services and pods that claim it.
+		reconcile.Via(reconcile.FromTable(t.Services, v.Claims), v.Touched),
+		reconcile.FromTable(t.EndpointSlices, v.PrimariesOfSlice), reconcile.FromTable(t.Pods, v.HostPorts),
+		reconcile.Via(reconcile.FromTable(t.Nodes, v.Local), v.PrimariesOfNode)).
+		Equal(state.Balance.Satisfies).AuditEvery(serviceAudit)
 	flows, err := newCollector(k, a.log)
 	if err != nil {
 		return nil, errors.Join(err, target.Close())
@@ -54,10 +59,18 @@ func newServices(a *Agent) (*services, error) {
 	return &services{a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows}, nil
 }
 
-func (s *services) vip(ip netip.Addr) bool                  { return s.view.VIP(ip) }
-func (s *services) vipKeys(row state.Service) []bpf.AddrKey { return s.view.AddrKeys(row) }
-func (s *services) chains() []*reconcile.Chain              { return []*reconcile.Chain{s.chain} }
-func (s *services) collect(ctx context.Context) error       { return s.flows.Run(ctx) }
+// serviceView is what of the configuration bears on Services.
+func (a *Agent) serviceView() service.View {
+	c := a.cfg
+	return service.View{
+		Tables: a.tables, Enabled: c.KubeProxyReplacement, IPv4: c.IPv4, IPv6: c.IPv6, NodeName: c.NodeName,
+		Direct: c.LBMode != config.LBSNAT, AnySource: !c.SourceRangeCheck, NodePortAddresses: c.NodePortAddresses,
+		HealthChecks: c.HealthCheckNodePort,
+	}
+}
+
+func (s *services) chains() []*reconcile.Chain        { return []*reconcile.Chain{s.chain} }
+func (s *services) collect(ctx context.Context) error { return s.flows.Run(ctx) }
 
 // newCollector joins the conntrack tables with the programs that work on them.
 func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {

@@ -47,6 +47,16 @@ type Config struct {
 	KubeProxyReplacement bool
 	SocketLB             bool
 	SocketLBHostNSOnly   bool
+	// NodePortMin and NodePortMax bound the NodePorts, both inclusive.
+	NodePortMin, NodePortMax uint16
+	NodePortAddresses        []netip.Prefix // where they are open; empty: at all addresses of the node
+	ProtectNodePorts         bool           // from the node's own connections
+	HealthCheckNodePort      bool
+	SourceRangeCheck         bool
+	LBMode                   LBMode
+	LBAlgorithm              string // random or maglev
+	MaglevSize, MaglevSeed   uint32
+	KubeProxyHealthzAddr     string
 
 	MasqueradeIPv4      bool
 	MasqueradeIPv6      bool
@@ -87,8 +97,8 @@ type Config struct {
 	OperatorLeaderElect  bool
 	ConfigDir            string
 	UnmanagedPodWatcher  time.Duration
-	KubeProxyHealthzAddr string
 
+	parts   []servicePart
 	values  map[string]string
 	unknown []string
 }
@@ -258,7 +268,7 @@ func (c *Config) check() []error {
 			errs = append(errs, fmt.Errorf("options cluster-pool-ipv6-cidr and cluster-pool-ipv6-mask-size: %w", err))
 		}
 	}
-	return errs
+	return append(errs, c.checkServices()...)
 }
 
 // readDir reads a mounted ConfigMap: a file a key. Names that start with ".." are the kubelet's.

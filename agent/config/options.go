@@ -26,7 +26,7 @@ type option struct {
 
 // options is the table of everything that can be set.
 func options() []option {
-	return slices.Concat(clusterOptions(), datapathOptions(), runtimeOptions())
+	return slices.Concat(clusterOptions(), datapathOptions(), serviceOptions(), runtimeOptions())
 }
 
 func clusterOptions() []option {
@@ -64,9 +64,6 @@ func datapathOptions() []option {
 		number("tunnel-port", "8472", "UDP port of the tunnel", 1, 65535, func(c *Config, n int) { c.TunnelPort = uint16(n) }),
 		list("devices", "", "devices that lead out of the node; empty: detect", func(c *Config) *[]string { return &c.Devices }),
 		number("mtu", "0", "MTU of the network between the nodes; 0: detect", 0, 65535, func(c *Config, n int) { c.MTU = n }),
-		{key: "kube-proxy-replacement", def: "false", boolean: true, help: "handle Services", set: setKPR},
-		toggle("bpf-lb-sock", "false", "translate Services at the sockets of pods", func(c *Config) *bool { return &c.SocketLB }),
-		toggle("bpf-lb-sock-hostns-only", "false", "translate at the sockets of the host only", func(c *Config) *bool { return &c.SocketLBHostNSOnly }),
 		toggle("enable-ipv4-masquerade", "true", "hide pod addresses from what is outside", func(c *Config) *bool { return &c.MasqueradeIPv4 }),
 		toggle("enable-ipv6-masquerade", "true", "hide pod addresses from what is outside", func(c *Config) *bool { return &c.MasqueradeIPv6 }),
 		prefix("ipv4-native-routing-cidr", "destinations that are never masqueraded", false, func(c *Config) *netip.Prefix { return &c.NativeRoutingCIDRv4 }),
@@ -86,7 +83,6 @@ func runtimeOptions() []option {
 		listen("prometheus-serve-addr", "", "address of the agent's metrics; empty: none", func(c *Config) *string { return &c.PrometheusAddr }),
 		listen("operator-prometheus-serve-addr", "", "address of the operator's metrics; empty: none", func(c *Config) *string { return &c.OperatorPrometheus }),
 		listen("operator-api-serve-addr", "127.0.0.1:9234", "address of the operator's health endpoint", func(c *Config) *string { return &c.OperatorAPIAddr }),
-		listen("kube-proxy-replacement-healthz-bind-address", "", "address that answers instead of kube-proxy's healthz; empty: none", func(c *Config) *string { return &c.KubeProxyHealthzAddr }),
 		text("write-cni-conf-when-ready", "", "path of the CNI configuration that is written when the agent is ready; empty: none", func(c *Config) *string { return &c.CNIConfPath }),
 		toggle("cni-exclusive", "false", "report foreign CNI configurations", func(c *Config) *bool { return &c.CNIExclusive }),
 		toggle("debug", "false", "log more", func(c *Config) *bool { return &c.Debug }),

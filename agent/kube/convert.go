@@ -6,11 +6,13 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+	netutils "k8s.io/utils/net"
 
 	"lash.internal/lash/agent/kube/ciliumio"
 	"lash.internal/lash/agent/state"
@@ -73,6 +75,8 @@ func PodRow(p *corev1.Pod) state.Pod {
 		ServiceAccount: p.Spec.ServiceAccountName,
 		HostNetwork:    p.Spec.HostNetwork,
 		Phase:          string(p.Status.Phase),
+		Terminating:    p.DeletionTimestamp != nil,
+		Created:        unixTime(p.CreationTimestamp),
 	}
 	for _, ip := range p.Status.PodIPs {
 		r.IPs = append(r.IPs, parseAddrs(ip.IP)...)
@@ -136,13 +140,14 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		ExternalTrafficLocal: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		InternalTrafficLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		HealthCheckNodePort:  uint16(s.Spec.HealthCheckNodePort),
-		SourceRanges:         parsePrefixes(s.Spec.LoadBalancerSourceRanges),
+		Restricted:           len(s.Spec.LoadBalancerSourceRanges) > 0,
+		SourceRanges:         sourceRanges(s.Spec.LoadBalancerSourceRanges),
 		PublishNotReady:      s.Spec.PublishNotReadyAddresses,
 		ProxyName:            s.Labels["service.kubernetes.io/service-proxy-name"],
 		Annotations:          s.Annotations,
 		Labels:               s.Labels,
 		Selector:             s.Spec.Selector,
-		AllocateNodePorts:    s.Spec.AllocateLoadBalancerNodePorts == nil || *s.Spec.AllocateLoadBalancerNodePorts,
+		Created:              unixTime(s.CreationTimestamp),
 	}
 	if len(r.ClusterIPs) == 0 {
 		r.ClusterIPs = parseAddrs(s.Spec.ClusterIP)
@@ -168,6 +173,29 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		r.TrafficDistribution = *s.Spec.TrafficDistribution
 	}
 	return r.Name, r, true
+}
+
+// sourceRanges reads ranges as the API server admits them: it has let old objects keep spaces around
+// a range and leading zeros in it.
+func sourceRanges(in []string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range in {
+		if _, n, err := netutils.ParseCIDRSloppy(strings.TrimSpace(s)); err == nil {
+			a, _ := netip.AddrFromSlice(n.IP)
+			bits, _ := n.Mask.Size()
+			out = append(out, netip.PrefixFrom(a, bits))
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// unixTime is 0 for the zero time.
+func unixTime(t metav1.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 func hasKey(m map[string]string, key string) bool {

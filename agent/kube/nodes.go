@@ -53,6 +53,7 @@ func (j *nodeJoin) row(name string) (state.Node, bool) {
 		r.UID = string(n.UID)
 		r.Labels = n.Labels
 		r.BootID = n.Status.NodeInfo.BootID
+		r.Leaving = leaving(n)
 		for _, a := range n.Status.Addresses {
 			switch a.Type {
 			case corev1.NodeInternalIP:
@@ -94,6 +95,13 @@ func (j *nodeJoin) row(name string) (state.Node, bool) {
 	return r, true
 }
 
+// scaleDown is the taint that the cluster autoscaler gives to a node before it takes it away.
+const scaleDown = "ToBeDeletedByClusterAutoscaler"
+
+func leaving(n *corev1.Node) bool {
+	return n.DeletionTimestamp != nil || slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == scaleDown })
+}
+
 func podCIDRs(n *corev1.Node) []netip.Prefix {
 	if len(n.Spec.PodCIDRs) > 0 {
 		return parsePrefixes(n.Spec.PodCIDRs)
@@ -117,7 +125,7 @@ func trimNode(n *corev1.Node) *corev1.Node {
 	t := &corev1.Node{}
 	t.Name, t.UID, t.Labels = n.Name, n.UID, n.Labels
 	t.Spec.PodCIDR, t.Spec.PodCIDRs, t.Spec.ProviderID = n.Spec.PodCIDR, n.Spec.PodCIDRs, n.Spec.ProviderID
-	t.Spec.Taints = n.Spec.Taints
+	t.Spec.Taints, t.DeletionTimestamp = n.Spec.Taints, n.DeletionTimestamp
 	t.Status.Addresses = n.Status.Addresses
 	t.Status.NodeInfo.BootID = n.Status.NodeInfo.BootID
 	for _, c := range n.Status.Conditions {

@@ -19,6 +19,9 @@ type View struct {
 	Tables *state.Tables
 	// Vip says whether an address belongs to a Service that we translate; nil: none does.
 	Vip func(netip.Addr) bool
+	// NodePort says whether NodePorts are open at an address of a node, HostPort whether this node's
+	// address has HostPorts of pods; nil: no address.
+	NodePort, HostPort func(netip.Addr) bool
 	// Underlay6 says that nodes reach each other by IPv6.
 	Underlay6 bool
 	// Tunnel says that pods of other nodes are reached through the tunnel; else DirectRoutes gives
@@ -89,6 +92,33 @@ func (View) AddrOfDevice(d state.Device) []bpf.AddrKey {
 	return out
 }
 
+// AddrAt are the keys of an address of this node; the unspecified address of a family stands for all
+// of them.
+func (v View) AddrAt(a netip.Addr) []bpf.AddrKey {
+	if !a.IsUnspecified() {
+		return addrKeys(a)
+	}
+	var out []bpf.AddrKey
+	add := func(own netip.Addr) {
+		if own.Is6() == a.Is6() {
+			out = append(out, AddrKey(own))
+		}
+	}
+	for _, d := range v.Tables.Devices.All() {
+		for _, p := range d.Addrs {
+			add(p.Addr())
+		}
+	}
+	for _, n := range v.Tables.Nodes.All() {
+		if n.Local {
+			for _, own := range n.Addrs() {
+				add(own)
+			}
+		}
+	}
+	return out
+}
+
 // AddrOfTunnel are the keys of all addresses behind a tunnel endpoint.
 func (v View) AddrOfTunnel(t state.Tunnel) []bpf.AddrKey {
 	var out []bpf.AddrKey
@@ -123,6 +153,12 @@ func (v View) Addr(key bpf.AddrKey) (bpf.Addr, bool) {
 		if !ok {
 			out, ok = bpf.Addr{Kind: bpf.AddrVIP}, true
 		}
+		out.Flags |= bpf.AddrHasSvc
+	}
+	if v.NodePort != nil && (out.Kind == bpf.AddrLocalNode || out.Kind == bpf.AddrRemoteNode) && v.NodePort(ip) {
+		out.Flags |= bpf.AddrNodePort
+	}
+	if v.HostPort != nil && out.Kind == bpf.AddrLocalNode && v.HostPort(ip) {
 		out.Flags |= bpf.AddrHasSvc
 	}
 	return out, ok

@@ -116,3 +116,27 @@ func (f *everyFeed[K]) Ready() bool {
 	ok, _ := f.table.Initialized()
 	return ok
 }
+
+// Via is a feed of the keys that bear on what another feed names. of is asked when something of it
+// has changed, so it sees the tables as they are then.
+func Via[K, C comparable](from Feed[C], of func(C) []K) Feed[K] { return &viaFeed[K, C]{from, of} }
+
+type viaFeed[K, C comparable] struct {
+	from Feed[C]
+	of   func(C) []K
+}
+
+func (f *viaFeed[K, C]) Next() ([]K, <-chan struct{}) {
+	changed, wake := f.from.Next()
+	var dirty []K
+	seen := make(map[C]struct{}, len(changed))
+	for _, c := range changed {
+		if _, ok := seen[c]; !ok {
+			seen[c] = struct{}{}
+			dirty = append(dirty, f.of(c)...)
+		}
+	}
+	return dirty, wake
+}
+
+func (f *viaFeed[K, C]) Ready() bool { return f.from.Ready() }

@@ -23,6 +23,15 @@ type View struct {
 	IPv4, IPv6 bool
 	// NodeName is the name of this node.
 	NodeName string
+	// Direct says that other nodes may send packets for a Service on to this one as they came.
+	Direct bool
+	// AnySource says that loadBalancerSourceRanges are not looked at.
+	AnySource bool
+	// NodePortAddresses are where the node's addresses have to lie for NodePorts to be open there;
+	// none: everywhere.
+	NodePortAddresses []netip.Prefix
+	// HealthChecks says that nodes answer on the healthCheckNodePort of Services.
+	HealthChecks bool
 }
 
 // ours says whether anything of a Service is translated by us.
@@ -37,10 +46,22 @@ func (v View) family(a netip.Addr) bool {
 	return a.Is6() && v.IPv6 || a.Is4() && v.IPv4
 }
 
-func balanced(protocol string) bool { return protocol == "TCP" || protocol == "UDP" }
+// clusterIP is the address of a Service in a family, if it has one that is ours.
+func (v View) clusterIP(s state.Service, v6 bool) (netip.Addr, bool) {
+	for _, a := range s.ClusterIPs {
+		if a.Is6() == v6 && v.family(a) {
+			return a, v.ours(s)
+		}
+	}
+	return netip.Addr{}, false
+}
 
-// Frontends are the keys that a Service touches.
-func (v View) Frontends(s state.Service) []state.Frontend {
+func balanced(protocol string) bool {
+	return protocol == "TCP" || protocol == "UDP" || protocol == "SCTP"
+}
+
+// Primaries are the frontends by which the loop knows the ports of a Service.
+func (v View) Primaries(s state.Service) []state.Frontend {
 	if !v.ours(s) {
 		return nil
 	}
@@ -58,15 +79,31 @@ func (v View) Frontends(s state.Service) []state.Frontend {
 	return out
 }
 
-// FrontendsOfSlice are the keys that a slice touches: those of its Service and family. A slice
+// PrimariesOfSlice are the keys that a slice touches: those of its Service and family. A slice
 // that comes before its Service touches none yet; the Service then brings them.
-func (v View) FrontendsOfSlice(sl state.EndpointSlice) []state.Frontend {
+func (v View) PrimariesOfSlice(sl state.EndpointSlice) []state.Frontend {
 	s, ok := v.Tables.Services.Get(sl.Service)
 	if !ok {
 		return nil
 	}
-	return slices.DeleteFunc(v.Frontends(s), func(f state.Frontend) bool { return f.Addr.Is6() != sl.IPv6 })
+	return slices.DeleteFunc(v.Primaries(s), func(f state.Frontend) bool { return f.Addr.Is6() != sl.IPv6 })
 }
+
+// PrimariesOfNode are the keys that a node touches: all, if it is this one, since what is near
+// depends on where it is.
+func (v View) PrimariesOfNode(local bool) []state.Frontend {
+	if !local || !v.Enabled {
+		return nil
+	}
+	var out []state.Frontend
+	for _, s := range v.Tables.Services.All() {
+		out = append(out, v.Primaries(s)...)
+	}
+	return out
+}
+
+// Local says whether a node is this one, for PrimariesOfNode.
+func (View) Local(n state.Node) []bool { return []bool{n.Local} }
 
 // AddrKeys are the keys of map addr that a Service touches.
 func (v View) AddrKeys(s state.Service) []bpf.AddrKey {
@@ -74,9 +111,11 @@ func (v View) AddrKeys(s state.Service) []bpf.AddrKey {
 		return nil
 	}
 	var out []bpf.AddrKey
-	for _, a := range s.ClusterIPs {
-		if v.family(a) {
-			out = append(out, bpf.AddrKey{Ip: bpf.IP(a)})
+	for _, list := range [][]netip.Addr{s.ClusterIPs, s.OutsideIPs()} {
+		for _, a := range list {
+			if v.family(a) {
+				out = append(out, bpf.AddrKey{Ip: bpf.IP(a)})
+			}
 		}
 	}
 	return out
@@ -87,26 +126,58 @@ func (v View) VIP(a netip.Addr) bool {
 	if !v.family(a) {
 		return false
 	}
-	return slices.ContainsFunc(v.Tables.Services.ByIndex("ip", a.String()), v.ours)
+	key := a.String()
+	return v.Tables.Services.Any("ip", key, v.ours) ||
+		v.Tables.Services.Any("externalip", key, func(s state.Service) bool {
+			_, ok := v.clusterIP(s, a.Is6())
+			return ok
+		})
 }
 
-// Want says what stands behind a frontend. It says so only once both tables are complete: what the
-// kernel has from before is better than a part of the truth.
+// NodePortOpen says whether NodePorts are open at an address of a node.
+func (v View) NodePortOpen(a netip.Addr) bool {
+	if !v.Enabled || !v.family(a) || a.IsLoopback() {
+		return false
+	}
+	if len(v.NodePortAddresses) == 0 {
+		return !a.IsLinkLocalUnicast()
+	}
+	return slices.ContainsFunc(v.NodePortAddresses, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// Want says what stands behind a primary frontend. It says so only once the tables are complete: what
+// the kernel has from before is better than a part of the truth.
 func (v View) Want(f state.Frontend) (state.Balance, bool) {
 	if !v.complete() {
 		return state.Balance{}, false
 	}
-	s, name, ok := v.owner(f)
+	s, port, ok := v.primary(f)
 	if !ok {
-		return state.Balance{}, false
+		return v.hostPort(f)
 	}
-	c := v.candidates(s, name, f)
-	b := state.Balance{All: c.pick(false), InternalLocal: s.InternalTrafficLocal, KeepLast: s.Name == apiServer}
-	if s.InternalTrafficLocal {
-		b.Local = c.pick(true)
+	c := v.candidates(s, port.Name, f)
+	near := v.near(c)
+	b := state.Balance{
+		Type: state.FrontClusterIP, Fronts: v.fronts(s, port, f.Addr.Is6()),
+		InternalLocal: s.InternalTrafficLocal, ExternalLocal: s.ExternalTrafficLocal,
+		AffinitySecs: s.SessionAffinitySecs, KeepLast: s.Name == apiServer,
+	}
+	b.All = c.pick(near)
+	if b.InternalLocal || b.ExternalLocal || v.Direct && len(b.Fronts) > 0 {
+		b.Local = c.pick(func(e candidate) bool { return e.local })
+		if len(b.Local) == 0 {
+			b.Local = c.last(func(e candidate) bool { return e.local })
+		}
+	}
+	if len(b.All) == 0 {
+		b.All = c.last(nil)
+	}
+	if slices.ContainsFunc(b.Fronts, func(f state.Front) bool { return f.Sources }) {
+		b.SourceRanges = v.sources(s, f.Addr.Is6())
 	}
 	for _, e := range c {
-		if e.terminating && !slices.Contains(b.All, e.addr) && !slices.Contains(b.Local, e.addr) {
+		// Those that are ready and too far away keep what they have, like those that end.
+		if (e.terminating || e.ready) && !slices.Contains(b.All, e.addr) && !slices.Contains(b.Local, e.addr) {
 			b.Draining = append(b.Draining, e.addr)
 		}
 	}
@@ -116,14 +187,15 @@ func (v View) Want(f state.Frontend) (state.Balance, bool) {
 func (v View) complete() bool {
 	services, _ := v.Tables.Services.Initialized()
 	endpoints, _ := v.Tables.EndpointSlices.Initialized()
-	return services && endpoints
+	nodes, _ := v.Tables.Nodes.Initialized()
+	return services && endpoints && nodes
 }
 
-// owner returns the Service of a frontend and the name of its port. Should two Services claim it,
-// the first by name has it.
-func (v View) owner(f state.Frontend) (owner state.Service, port string, ok bool) {
+// primary returns the Service of a primary frontend and its port. Should two Services claim it, the
+// first by name has it.
+func (v View) primary(f state.Frontend) (owner state.Service, port state.ServicePort, ok bool) {
 	if !v.family(f.Addr) {
-		return owner, "", false
+		return owner, port, false
 	}
 	for _, s := range v.Tables.Services.ByIndex("ip", f.Addr.String()) {
 		if !v.ours(s) || ok && s.Name.String() > owner.Name.String() {
@@ -131,7 +203,7 @@ func (v View) owner(f state.Frontend) (owner state.Service, port string, ok bool
 		}
 		for _, p := range s.Ports {
 			if p.Port == f.Port && p.Protocol == f.Protocol {
-				owner, port, ok = s, p.Name, true
+				owner, port, ok = s, p, true
 				break
 			}
 		}
@@ -139,69 +211,21 @@ func (v View) owner(f state.Frontend) (owner state.Service, port string, ok bool
 	return owner, port, ok
 }
 
-// candidate is one address that slices name for a port.
-type candidate struct {
-	addr                        netip.AddrPort
-	local                       bool
-	ready, serving, terminating bool
-}
-
-type candidates []candidate
-
-// candidates collects the endpoints of a Service port, each address once and in order. While a
-// slice is replaced an endpoint may be in two: what speaks for using it counts.
-func (v View) candidates(s state.Service, port string, f state.Frontend) candidates {
-	var out candidates
-	for _, sl := range v.Tables.EndpointSlices.ByIndex("service", s.Name.String()) {
-		if sl.IPv6 != f.Addr.Is6() {
-			continue
-		}
-		for _, p := range sl.Ports {
-			if p.Name != port || p.Protocol != f.Protocol || p.Port == 0 {
-				continue
-			}
-			for _, e := range sl.Endpoints {
-				for _, a := range e.Addresses {
-					if a.Is6() != f.Addr.Is6() {
-						continue
-					}
-					out = append(out, candidate{
-						addr: netip.AddrPortFrom(a, p.Port), local: e.NodeName != "" && e.NodeName == v.NodeName,
-						ready: e.Ready || s.PublishNotReady, serving: e.Serving, terminating: e.Terminating,
-					})
-				}
+// sources are who may use the load balancer's addresses of a family. There may be nobody: ranges of
+// the other family open nothing. A node in the ranges that talks to its own load balancer has the
+// balancer's address as its own.
+func (v View) sources(s state.Service, v6 bool) []netip.Prefix {
+	out := slices.DeleteFunc(slices.Clone(s.SourceRanges), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })
+	n, _ := v.Tables.Nodes.Get(v.NodeName)
+	if slices.ContainsFunc(n.InternalIPs, func(a netip.Addr) bool {
+		return slices.ContainsFunc(out, func(p netip.Prefix) bool { return p.Contains(a) })
+	}) {
+		for _, a := range s.LoadBalancerIPs {
+			if a.Is6() == v6 {
+				out = append(out, netip.PrefixFrom(a, a.BitLen()))
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b candidate) int { return a.addr.Compare(b.addr) })
-	merged := out[:0]
-	for _, c := range out {
-		if n := len(merged); n > 0 && merged[n-1].addr == c.addr {
-			m := &merged[n-1]
-			m.local, m.ready, m.serving = m.local || c.local, m.ready || c.ready, m.serving || c.serving
-			m.terminating = m.terminating && c.terminating
-			continue
-		}
-		merged = append(merged, c)
-	}
-	return merged
-}
-
-// pick returns the endpoints that get new connections: those that are ready, else those that still
-// serve while they terminate.
-func (c candidates) pick(local bool) []netip.AddrPort {
-	var ready, last []netip.AddrPort
-	for _, e := range c {
-		switch {
-		case local && !e.local:
-		case e.ready:
-			ready = append(ready, e.addr)
-		case e.serving && e.terminating:
-			last = append(last, e.addr)
-		}
-	}
-	if len(ready) > 0 {
-		return ready
-	}
-	return last
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }

@@ -137,7 +137,59 @@ const logSlack = 64
 type index[K comparable, R any] struct {
 	name string
 	of   func(R) []string
-	keys map[string]map[K]struct{}
+	keys map[string]bucket[K]
+}
+
+// bucket is the set of rows with one index key. Most have a single one, which needs no map.
+type bucket[K comparable] struct {
+	one  K
+	full bool           // one counts
+	more map[K]struct{} // all of them once there have been several
+}
+
+func (b bucket[K]) with(k K) bucket[K] {
+	switch {
+	case b.more != nil:
+		b.more[k] = struct{}{}
+	case !b.full:
+		b.one, b.full = k, true
+	case b.one != k:
+		b.more = map[K]struct{}{b.one: {}, k: {}}
+	}
+	return b
+}
+
+// without says also whether anything is left.
+func (b bucket[K]) without(k K) (bucket[K], bool) {
+	if b.more != nil {
+		delete(b.more, k)
+		return b, len(b.more) > 0
+	}
+	return b, b.full && b.one != k
+}
+
+func (b bucket[K]) len() int {
+	if b.more != nil {
+		return len(b.more)
+	}
+	if b.full {
+		return 1
+	}
+	return 0
+}
+
+func (b bucket[K]) each(yield func(K) bool) {
+	if b.more == nil {
+		if b.full {
+			yield(b.one)
+		}
+		return
+	}
+	for k := range b.more {
+		if !yield(k) {
+			return
+		}
+	}
 }
 
 // Index names a secondary index: Of gives the index keys of a row (none, one or several).
@@ -159,7 +211,7 @@ func NewTable[K comparable, R any](db *DB, name string, key func(R) K, indexes .
 	}
 	close(t.ready) // until a source registers
 	for _, ix := range indexes {
-		t.indexes = append(t.indexes, &index[K, R]{name: ix.Name, of: ix.Of, keys: map[string]map[K]struct{}{}})
+		t.indexes = append(t.indexes, &index[K, R]{name: ix.Name, of: ix.Of, keys: map[string]bucket[K]{}})
 	}
 	db.mu.Lock()
 	db.tables = append(db.tables, t)
@@ -203,8 +255,9 @@ func (t *Table[K, R]) put(key K, e entry[R]) {
 		t.live--
 		for _, ix := range t.indexes {
 			for _, s := range ix.of(old.row) {
-				delete(ix.keys[s], key)
-				if len(ix.keys[s]) == 0 {
+				if b, left := ix.keys[s].without(key); left {
+					ix.keys[s] = b
+				} else {
 					delete(ix.keys, s)
 				}
 			}
@@ -214,10 +267,7 @@ func (t *Table[K, R]) put(key K, e entry[R]) {
 		t.live++
 		for _, ix := range t.indexes {
 			for _, s := range ix.of(e.row) {
-				if ix.keys[s] == nil {
-					ix.keys[s] = map[K]struct{}{}
-				}
-				ix.keys[s][key] = struct{}{}
+				ix.keys[s] = ix.keys[s].with(key)
 			}
 		}
 	}
@@ -293,13 +343,31 @@ func (t *Table[K, R]) All() iter.Seq2[K, R] {
 func (t *Table[K, R]) ByIndex(name, key string) []R {
 	t.db.mu.RLock()
 	defer t.db.mu.RUnlock()
+	b := t.index(name).keys[key]
+	out := make([]R, 0, b.len())
+	for k := range b.each {
+		out = append(out, t.rows[k].row)
+	}
+	return out
+}
+
+// Any says whether f is true of a row whose index keys contain key, without copying them all. f must
+// not use the tables.
+func (t *Table[K, R]) Any(name, key string, f func(R) bool) bool {
+	t.db.mu.RLock()
+	defer t.db.mu.RUnlock()
+	for k := range t.index(name).keys[key].each {
+		if f(t.rows[k].row) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Table[K, R]) index(name string) *index[K, R] {
 	for _, ix := range t.indexes {
 		if ix.name == name {
-			out := make([]R, 0, len(ix.keys[key]))
-			for k := range ix.keys[key] {
-				out = append(out, t.rows[k].row)
-			}
-			return out
+			return ix
 		}
 	}
 	panic("state: table " + t.name + " has no index " + name)

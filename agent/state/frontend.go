@@ -88,3 +88,10 @@ func (b Balance) Satisfies(want Balance) bool {
 		b.AffinitySecs == want.AffinitySecs && slices.Equal(b.SourceRanges, want.SourceRanges) &&
 		slices.Equal(b.All, want.All) && slices.Equal(b.Local, want.Local) && slices.Equal(b.Draining, want.Draining)
 }
+
+// HealthCheck is what a node answers to a load balancer that asks for a Service.
+type HealthCheck struct {
+	Service Name
+	// LocalEndpoints are the addresses on this node that are ready.
+	LocalEndpoints int
+}

@@ -54,6 +54,9 @@ type Node struct {
 	RouterIPs []netip.Addr
 	// PodCIDRs are the ranges that the node gives its pods addresses from.
 	PodCIDRs []netip.Prefix
+	// Leaving says that the node is about to be deleted, so that load balancers should send nothing
+	// new to it.
+	Leaving bool
 	// BootID changes when the node reboots.
 	BootID string
 }
@@ -146,6 +149,9 @@ type Pod struct {
 	IPs            []netip.Addr
 	NamedPorts     []NamedPort
 	HostPorts      []HostPort
+	// Terminating says that the pod has been asked to end; Created is a Unix time in seconds.
+	Terminating bool
+	Created     int64
 }
 
 // HostPort is a container port that is published on the node's own addresses.
@@ -176,7 +182,10 @@ type Service struct {
 	ExternalTrafficLocal bool
 	InternalTrafficLocal bool
 	HealthCheckNodePort  uint16
-	SourceRanges         []netip.Prefix
+	// Restricted says that only SourceRanges may use the addresses of the load balancer; they may be
+	// empty, of one family or of both.
+	Restricted          bool
+	SourceRanges        []netip.Prefix
 	LoadBalancerClass    string
 	PublishNotReady      bool
 	TrafficDistribution  string
@@ -184,7 +193,7 @@ type Service struct {
 	Annotations          map[string]string
 	Labels               map[string]string
 	Selector             map[string]string
-	AllocateNodePorts    bool
+	Created              int64 // Unix time in seconds
 }
 
 // ServicePort is one port of a Service.
@@ -304,10 +313,14 @@ func NewTables() *Tables {
 			Index[RemoteIP]{Name: "pod", Of: func(r RemoteIP) []string { return []string{r.Pod.String()} }}),
 		Identities: NewTable(db, "identities", func(r Identity) IdentityID { return r.ID },
 			Index[Identity]{Name: "labels", Of: func(r Identity) []string { return []string{LabelsKey(r.Labels)} }}),
-		Pods:       NewTable(db, "pods", func(r Pod) Name { return r.Name }),
+		Pods: NewTable(db, "pods", func(r Pod) Name { return r.Name },
+			Index[Pod]{Name: "hostport", Of: hostPortKeys}),
 		Namespaces: NewTable(db, "namespaces", func(r Namespace) string { return r.Name }),
 		Services: NewTable(db, "services", func(r Service) Name { return r.Name },
-			Index[Service]{Name: "ip", Of: func(r Service) []string { return addrKeys(r.ClusterIPs...) }}),
+			Index[Service]{Name: "ip", Of: func(r Service) []string { return addrKeys(r.ClusterIPs...) }},
+			Index[Service]{Name: "externalip", Of: func(r Service) []string { return addrKeys(r.OutsideIPs()...) }},
+			Index[Service]{Name: "outside", Of: outsideKeys},
+			Index[Service]{Name: "healthport", Of: healthPortKeys}),
 		EndpointSlices: NewTable(db, "endpointslices", func(r EndpointSlice) Name { return r.Name },
 			Index[EndpointSlice]{Name: "service", Of: func(r EndpointSlice) []string { return []string{r.Service.String()} }}),
 		Devices: NewTable(db, "devices", func(r Device) string { return r.Name },
@@ -318,6 +331,49 @@ func NewTables() *Tables {
 			Index[Tunnel]{Name: "index", Of: func(r Tunnel) []string { return []string{strconv.Itoa(int(r.Index))} }}),
 	}
 }
+
+// OutsideIPs are the addresses of the Service that are not ClusterIPs, each once.
+func (s Service) OutsideIPs() []netip.Addr {
+	if len(s.ExternalIPs) == 0 && len(s.LoadBalancerIPs) == 0 {
+		return nil
+	}
+	all := slices.Concat(s.ExternalIPs, s.LoadBalancerIPs)
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// outsideKeys are the frontends of a Service that others may claim too: its NodePorts, by
+// PortKey, and each port of its OutsideIPs, by Frontend.String.
+func outsideKeys(s Service) []string {
+	var out []string
+	for _, p := range s.Ports {
+		if p.NodePort != 0 {
+			out = append(out, PortKey(p.NodePort, p.Protocol))
+		}
+		for _, a := range s.OutsideIPs() {
+			out = append(out, Frontend{Addr: a, Port: p.Port, Protocol: p.Protocol}.String())
+		}
+	}
+	return out
+}
+
+func healthPortKeys(s Service) []string {
+	if s.HealthCheckNodePort == 0 {
+		return nil
+	}
+	return []string{strconv.Itoa(int(s.HealthCheckNodePort))}
+}
+
+func hostPortKeys(p Pod) []string {
+	var out []string
+	for _, h := range p.HostPorts {
+		out = append(out, PortKey(h.HostPort, h.Protocol))
+	}
+	return out
+}
+
+// PortKey is the one string that stands for a port and protocol.
+func PortKey(port uint16, protocol string) string { return strconv.Itoa(int(port)) + "/" + protocol }
 
 // LabelsKey is the one string that stands for a sorted label set.
 func LabelsKey(labels []string) string { return strings.Join(labels, ";") }
