@@ -92,6 +92,38 @@ func TestAddr(t *testing.T) {
 	}
 }
 
+// TestFlagsOfNodes: NodePorts hold at the addresses of all nodes where they are open, HostPorts at those
+// of this node.
+func TestFlagsOfNodes(t *testing.T) {
+	v, _ := world(t)
+	v.Vip = nil
+	v.NodePort = func(a netip.Addr) bool { return a.Is4() }
+	v.HostPort = func(a netip.Addr) bool { return a != ip("192.0.2.1") }
+	for addr, want := range map[string]uint16{
+		"172.31.1.11": bpf.AddrNodePort | bpf.AddrHasSvc,
+		"192.0.2.1":   bpf.AddrNodePort,
+		"fd31::11":    bpf.AddrHasSvc,
+		"172.31.1.12": bpf.AddrNodePort,
+		"fd31::12":    0,
+		"10.244.0.1":  0, // the router's
+		"10.244.1.1":  0,
+		"10.244.0.7":  0,
+		"10.244.1.9":  0,
+	} {
+		if got, ok := v.Addr(AddrKey(ip(addr))); !ok || got.Flags != want {
+			t.Errorf("%s has flags %#x, want %#x (%+v)", addr, got.Flags, want, got)
+		}
+	}
+	if got, ok := v.Addr(AddrKey(ip("203.0.113.1"))); ok {
+		t.Errorf("an address that nobody has: %+v", got)
+	}
+	for at, want := range map[string]int{"0.0.0.0": 4, "::": 1, "192.0.2.1": 1} {
+		if got := v.AddrAt(ip(at)); len(got) != want {
+			t.Errorf("%d keys for %s, want %d", len(got), at, want)
+		}
+	}
+}
+
 func TestCIDRsAndRoutes(t *testing.T) {
 	v, _ := world(t)
 	for _, c := range []struct {

@@ -64,8 +64,17 @@ var http = state.SlicePort{Name: "http", Protocol: "TCP", Port: 8080}
 
 func text(b state.Balance) string {
 	s := fmt.Sprint(b.All)
-	if b.InternalLocal {
+	if b.InternalLocal || b.ExternalLocal || len(b.Local) > 0 {
 		s += fmt.Sprint(" local ", b.Local)
+	}
+	for _, f := range b.Fronts {
+		s += fmt.Sprint(" ", f.Type, " ", f)
+		if f.Sources {
+			s += fmt.Sprint(" from ", b.SourceRanges)
+		}
+	}
+	if b.AffinitySecs > 0 {
+		s += fmt.Sprint(" affinity ", b.AffinitySecs)
 	}
 	if len(b.Draining) > 0 {
 		s += fmt.Sprint(" draining ", b.Draining)
@@ -114,16 +123,24 @@ func newWorld(t *testing.T, held map[state.Frontend]state.Balance, change func(*
 		change(&w.view)
 	}
 	tb := w.view.Tables
-	w.ready = append(w.ready, tb.Services.RegisterInitializer("test"), tb.EndpointSlices.RegisterInitializer("test"))
-	loop := reconcile.Keyed("services", w.target, w.view.Want,
-		reconcile.FromTable(tb.Services, w.view.Frontends),
-		reconcile.FromTable(tb.EndpointSlices, w.view.FrontendsOfSlice)).Equal(state.Balance.Satisfies)
+	w.ready = append(w.ready, tb.Services.RegisterInitializer("test"), tb.EndpointSlices.RegisterInitializer("test"), tb.Nodes.RegisterInitializer("test"))
+	loop := w.loop()
 	chain := reconcile.NewChain("services", slog.New(slog.DiscardHandler), loop)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { chain.Run(ctx); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return w
+}
+
+// loop is the loop as the agent has it.
+func (w *world) loop() *reconcile.Loop[state.Frontend, state.Balance] {
+	v, tb := w.view, w.view.Tables
+	return reconcile.Keyed("services", w.target, v.Want,
+		reconcile.Via(reconcile.FromTable(tb.Services, v.Claims), v.Touched),
+		reconcile.FromTable(tb.EndpointSlices, v.PrimariesOfSlice), reconcile.FromTable(tb.Pods, v.HostPorts),
+		reconcile.Via(reconcile.FromTable(tb.Nodes, v.Local), v.PrimariesOfNode)).
+		Equal(state.Balance.Satisfies)
 }
 
 func (w *world) put(rows ...any) {
@@ -134,6 +151,13 @@ func (w *world) put(rows ...any) {
 			w.view.Tables.Services.Insert(tx, r)
 		case state.EndpointSlice:
 			w.view.Tables.EndpointSlices.Insert(tx, r)
+		case state.Pod:
+			w.view.Tables.Pods.Insert(tx, r)
+		case state.Node:
+			w.view.Tables.Nodes.Insert(tx, r)
+		case state.Name: // away with the Service or pod
+			w.view.Tables.Services.Delete(tx, r)
+			w.view.Tables.Pods.Delete(tx, r)
 		case func(*state.WriteTxn):
 			r(tx)
 		}
@@ -142,7 +166,7 @@ func (w *world) put(rows ...any) {
 	synctest.Wait()
 }
 
-func (w *world) complete() { w.put(w.ready[0], w.ready[1]) }
+func (w *world) complete() { w.put(w.ready[0], w.ready[1], w.ready[2]) }
 
 func (w *world) lines() string {
 	var out []string
@@ -207,7 +231,7 @@ func TestBackends(t *testing.T) {
 			slice("web", "a", http, "10.1.0.1"),
 			slice("web", "b", state.SlicePort{Name: "http", Protocol: "TCP", Port: 9090}, "10.1.0.2"),
 			slice("web", "c", state.SlicePort{Name: "dns", Protocol: "UDP", Port: 5353}, "10.1.0.1"),
-		}, "10.96.0.10:53/UDP [10.1.0.1:5353]\n10.96.0.10:80/TCP [10.1.0.1:8080 10.1.0.2:9090]\n"},
+		}, "10.96.0.10:53/UDP [10.1.0.1:5353]\n10.96.0.10:80/TCP [10.1.0.1:8080 10.1.0.2:9090]\n10.96.0.10:9/SCTP []\n"},
 		{"headless", headless, []state.EndpointSlice{slice("web", "a", http, "10.1.0.1")}, ""},
 		{"external name", external, nil, ""},
 		{"another proxy's", foreign, []state.EndpointSlice{slice("web", "a", http, "10.1.0.1")}, ""},
@@ -249,7 +273,7 @@ func TestNothingIsWrittenFromHalfTheTruth(t *testing.T) {
 		w := newWorld(t, map[state.Frontend]state.Balance{
 			web: {All: []netip.AddrPort{netip.MustParseAddrPort("10.1.0.7:8080")}},
 		}, nil)
-		w.put(clusterIP("web", "10.96.0.10"), w.ready[0])
+		w.put(clusterIP("web", "10.96.0.10"), w.ready[0], w.ready[2])
 		w.put(slice("web", "a", http, "10.1.0.1"))
 		if got := w.lines(); got != "10.96.0.10:80/TCP [10.1.0.7:8080]\n" {
 			t.Errorf("before all slices were known: %s", got)
@@ -329,9 +353,69 @@ func TestVIPs(t *testing.T) {
 	if got := v.AddrKeys(web); len(got) != 1 || got[0].Ip != bpf.IP(netip.MustParseAddr("10.96.0.10")) {
 		t.Errorf("keys of a dual-stack Service where only IPv4 is on: %v", got)
 	}
-	for a, want := range map[string]bool{"10.96.0.10": true, "fd00::10": false, "10.96.0.11": false} {
+	tx = v.Tables.DB.WriteTxn()
+	v.Tables.Services.Insert(tx, exposed("web", nil))
+	foreign := exposed("foreign", func(s *state.Service) { s.ProxyName, s.ClusterIPs, s.ExternalIPs = "other", nil, addrs("192.0.2.77") })
+	v.Tables.Services.Insert(tx, foreign)
+	tx.Commit()
+	if got := len(v.AddrKeys(exposed("web", nil))) + len(v.AddrKeys(foreign)); got != 3 {
+		t.Errorf("%d keys, want those of the ClusterIP, the external address and the load balancer's", got)
+	}
+	for a, want := range map[string]bool{
+		"10.96.0.10": true, "fd00::10": false, "10.96.0.11": false, "192.0.2.5": true, "198.51.100.9": true, "2001:db8::5": false, "192.0.2.77": false,
+	} {
 		if v.VIP(netip.MustParseAddr(a)) != want {
 			t.Errorf("VIP(%s) is not %v", a, want)
 		}
+	}
+}
+
+// TestHealthChecks is what load balancers hear of a Service at its healthCheckNodePort.
+func TestHealthChecks(t *testing.T) {
+	v := View{Tables: state.NewTables(), Enabled: true, IPv4: true, IPv6: true, NodeName: "here", HealthChecks: true}
+	web := exposed("web", func(s *state.Service) { s.ExternalTrafficLocal, s.HealthCheckNodePort = true, 31000 })
+	other := state.SlicePort{Name: "other", Protocol: "TCP", Port: 9090}
+	put := func(s state.Service, sls ...state.EndpointSlice) {
+		tx := v.Tables.DB.WriteTxn()
+		v.Tables.Services.Insert(tx, s)
+		for _, sl := range sls {
+			v.Tables.EndpointSlices.Insert(tx, sl)
+		}
+		tx.Commit()
+	}
+	everywhere := netip.MustParseAddrPort("[::]:31000")
+	put(web,
+		slice("web", "a", http, "10.1.0.1 @here", "10.1.0.2 @here", "10.1.0.3 @there", "10.1.0.4 terminating @here", "10.1.0.5 notready @here"),
+		slice("web", "b", other, "10.1.0.1 @here"), slice("web", "c", http, "fd01::1 @here"))
+	if got := v.HealthCheckAt(31000); len(got) != 1 || got[0] != everywhere {
+		t.Errorf("asked for at %v", got)
+	}
+	if got, ok := v.HealthCheck(everywhere); !ok || got.LocalEndpoints != 2 || got.Service != web.Name {
+		t.Errorf("%+v %v, want 2 endpoints", got, ok)
+	}
+	if _, ok := v.HealthCheck(netip.MustParseAddrPort("192.0.2.1:31000")); ok {
+		t.Error("an answer at an address of its own beside the one for all")
+	}
+	v.NodePortAddresses = prefixes("192.0.2.0/24")
+	tx := v.Tables.DB.WriteTxn()
+	eth0 := state.Device{Name: "eth0", Index: 2, Addrs: prefixes("192.0.2.1/24", "10.0.0.1/8")}
+	v.Tables.Devices.Insert(tx, eth0)
+	tx.Commit()
+	at := v.HealthCheckAt(31000)
+	if len(at) != 1 || at[0].String() != "192.0.2.1:31000" || len(v.HealthAddrsOfDevice(eth0)) != 1 || v.HealthChecksOn(at[0].Addr())[0] != at[0] {
+		t.Errorf("with nodePort.addresses asked for at %v", at)
+	}
+	if _, ok := v.HealthCheck(at[0]); !ok {
+		t.Error("no answer at the node's address")
+	}
+	for _, gone := range []string{"[::]:31000", "192.0.2.9:31000", "10.0.0.1:31000", "192.0.2.1:31001"} {
+		if _, ok := v.HealthCheck(netip.MustParseAddrPort(gone)); ok {
+			t.Errorf("an answer at %s", gone)
+		}
+	}
+	web.ExternalTrafficLocal = false
+	put(web)
+	if _, ok := v.HealthCheck(at[0]); ok {
+		t.Error("an answer for a Service whose traffic may go anywhere")
 	}
 }
