@@ -212,6 +212,7 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 		}
 	}
 	c.NodePortMin, c.NodePortMax = k.cfg.NodePortMin, k.cfg.NodePortMax
+	c.BindProtect = k.cfg.BindProtection
 	c.LBMode = lbModes[k.cfg.LBMode]
 	c.MaglevSize, c.MaglevSeed = k.cfg.MaglevTable(), k.cfg.MaglevSeed
 	c.Masquerade4 = k.cfg.IPv4 && k.cfg.MasqueradeIPv4

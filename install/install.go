@@ -111,6 +111,7 @@ func Make(ctx context.Context, c *Cluster, o Options) (*Plan, error) {
 		func() error { p.Facts.Say(level, o.Say); return nil },
 		func() (err error) { p.Values, err = derive(p.Facts, o, level, o.Say); return err },
 		func() (err error) { p.Manifest, err = render(p.Chart, c, p.Facts.KubeVersion, p.Values); return err },
+		func() error { return judge(p.Manifest) },
 		func() (err error) { p.Findings, err = preflight(ctx, c, p); return err },
 	}
 	for _, step := range steps {

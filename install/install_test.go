@@ -432,6 +432,27 @@ func TestRefusedOptions(t *testing.T) {
 		{Options{Version: "2.0"}, "", "there is no version 2.0"},
 		{Options{}, "{kubeProxyReplacment: true}", "did you mean kubeProxyReplacement?"},
 		{Options{}, "{cluster: {name: Bad_Name}}", `"Bad_Name" must be`},
+		{Options{}, "{nodePort: {enabled: true}, kubeProxyReplacement: false}", "value nodePort.enabled: true needs kubeProxyReplacement true; with false all Services are left to kube-proxy"},
+		{Options{}, "{hostPort: {enabled: true}, kubeProxyReplacement: false}", "value hostPort.enabled: true needs kubeProxyReplacement true"},
+		{Options{}, "{externalIPs: {enabled: true}, kubeProxyReplacement: false}", "value externalIPs.enabled: true needs kubeProxyReplacement true"},
+		{Options{}, "{socketLB: {enabled: true}, kubeProxyReplacement: false}", "value socketLB.enabled: true needs kubeProxyReplacement true"},
+		{Options{}, "{loadBalancer: {mode: hybrid}, kubeProxyReplacement: false}", "value loadBalancer.mode: hybrid needs kubeProxyReplacement true"},
+		{Options{}, "{loadBalancer: {algorithm: maglev}, kubeProxyReplacement: false}", "value loadBalancer.algorithm: maglev needs kubeProxyReplacement true"},
+		{Options{}, "{nodePort: {addresses: [192.0.2.0/24]}, kubeProxyReplacement: false}", "value nodePort.addresses: 192.0.2.0/24 needs kubeProxyReplacement true"},
+		{Options{}, "{loadBalancer: {mode: dsr}, routingMode: native, kubeProxyReplacement: true}", "values loadBalancer.mode and routingMode: dsr sends packets on in the tunnel and does not go with native; use loadBalancer.mode snat, or routingMode tunnel"},
+		{Options{DatapathMode: "native"}, "{loadBalancer: {mode: hybrid}, kubeProxyReplacement: true}", "values loadBalancer.mode and routingMode: hybrid"},
+		{Options{}, "{loadBalancer: {mode: fast}}", `value loadBalancer.mode: "fast" is not supported yet: use snat, dsr or hybrid`},
+		{Options{}, "{loadBalancer: {mode: dsr, dsrDispatch: geneve}}", `value loadBalancer.dsrDispatch: "geneve" is not supported yet: use vxlan`},
+		{Options{}, "{loadBalancer: {mode: dsr, dsrDispatch: opt}}", `value loadBalancer.dsrDispatch: "opt" is not supported yet: use vxlan`},
+		{Options{}, "{loadBalancer: {acceleration: native}}", `value loadBalancer.acceleration: "native" is not supported yet: use disabled`},
+		{Options{}, "{loadBalancer: {algorithm: wrr}}", `value loadBalancer.algorithm: "wrr" is not supported yet: use random or maglev`},
+		{Options{}, "{loadBalancer: {algorithm: maglev}, maglev: {tableSize: 16380}, kubeProxyReplacement: true}", `value maglev.tableSize: "16380" is not a prime from 251 to 131071`},
+		{Options{}, "{loadBalancer: {algorithm: maglev}, maglev: {hashSeed: c2hvcnQ=}, kubeProxyReplacement: true}", `value maglev.hashSeed: "c2hvcnQ=" is not 12 bytes in base64`},
+		{Options{}, "{nodePort: {range: 'x'}, kubeProxyReplacement: true}", `value nodePort.range: "x" is not a first and a last port such as 30000,32767`},
+		{Options{}, "{nodePort: {range: [30000, 60000]}, kubeProxyReplacement: true}", `overlaps 49152-65535, the ports of masqueraded connections`},
+		{Options{}, "{nodePort: {addresses: [eth0]}, kubeProxyReplacement: true}", `value nodePort.addresses: "eth0" is not an address range`},
+		{Options{}, "{kubeProxyReplacementHealthzBindAddr: '10256', kubeProxyReplacement: true}", `value kubeProxyReplacementHealthzBindAddr: "10256" is not an address`},
+		{Options{}, "{nat46x64Gateway: {enabled: true}}", "value nat46x64Gateway.enabled is not supported yet"},
 		{Options{ChartDir: "/nonexistent"}, "", "loading the chart in /nonexistent: "},
 	} {
 		w.opts = c.opts
@@ -440,6 +461,34 @@ func TestRefusedOptions(t *testing.T) {
 		if !errors.As(err, &oe) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %s", err, c.want)
 		}
+	}
+}
+
+// TestServiceValues are those that reach the agents.
+func TestServiceValues(t *testing.T) {
+	w := world{objects: []runtime.Object{node("n", "172.16.0.1")}}
+	const all = "{loadBalancer: {mode: hybrid, algorithm: maglev, dsrDispatch: vxlan, acceleration: disabled, serviceTopology: true}, maglev: {tableSize: 251, hashSeed: MTIzNDU2Nzg5MDEy}, " +
+		"nodePort: {enabled: true, range: '30000,31000', addresses: [192.0.2.0/24, '2001:db8::/32'], bindProtection: false, autoProtectPortRange: false, enableHealthCheck: false}, " +
+		"hostPort: {enabled: true}, externalIPs: {enabled: true}, sessionAffinity: true, svcSourceRangeCheck: false, kubeProxyReplacementHealthzBindAddr: '', kubeProxyReplacement: true}"
+	said, p, err := w.plan(t, all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`bpf-lb-mode: "hybrid"`, `bpf-lb-algorithm: "maglev"`, `bpf-lb-dsr-dispatch: "vxlan"`, `bpf-lb-maglev-table-size: "251"`, `bpf-lb-maglev-hash-seed: "MTIzNDU2Nzg5MDEy"`,
+		`node-port-range: "30000,31000"`, `nodeport-addresses: "192.0.2.0/24 2001:db8::/32"`, `node-port-bind-protection: "false"`,
+		`enable-auto-protect-node-port-range: "false"`, `enable-health-check-nodeport: "false"`, `enable-node-port: "true"`, `enable-svc-source-range-check: "false"`,
+		`kube-proxy-replacement-healthz-bind-address: ""`,
+	} {
+		if !strings.Contains(p.Manifest, line+"\n") {
+			t.Errorf("manifest lacks %s", line)
+		}
+	}
+	if all := strings.Join(said, "\n"); !strings.Contains(all, "loadBalancer.serviceTopology has no effect: hints of EndpointSlices are always followed") {
+		t.Errorf("said\n%s", all)
+	}
+	if _, _, err := w.plan(t, "{loadBalancer: {mode: snat, algorithm: random}, nodePort: {enabled: false}, kubeProxyReplacement: false}"); err != nil {
+		t.Errorf("what is off is refused with kube-proxy: %v", err)
 	}
 }
 

@@ -113,6 +113,9 @@ func (ch *Change) plan(ctx context.Context, given map[string]any) error {
 		if ch.Manifest, err = render(ch.Chart, c, v.GitVersion, ch.Values); err != nil {
 			return err
 		}
+		if err := judge(ch.Manifest); err != nil {
+			return err
+		}
 	}
 	if err := ch.compare(given); err != nil {
 		return err

@@ -51,6 +51,7 @@ type Config struct {
 	NodePortMin, NodePortMax uint16
 	NodePortAddresses        []netip.Prefix // where they are open; empty: at all addresses of the node
 	ProtectNodePorts         bool           // from the node's own connections
+	BindProtection           bool           // from processes that bind them
 	HealthCheckNodePort      bool
 	SourceRangeCheck         bool
 	LBMode                   LBMode
@@ -76,27 +77,27 @@ type Config struct {
 	EnablePolicy string
 	Labels       string
 
-	HealthPort           uint16
-	PrometheusAddr       string
-	OperatorPrometheus   string
-	OperatorAPIAddr      string
-	NotReadyTaint        string
-	RemoveNodeTaints     bool
-	SetCiliumIsUp        bool
-	CNIConfPath          string // empty: do not write
-	CNIExclusive         bool
-	Debug                bool
-	LogFormat            string
-	IdentityGCInterval   time.Duration
-	EndpointGCInterval   time.Duration
-	CompatibilityLevel   string
-	Kubeconfig           string
-	StateDir             string
-	RunDir               string
-	KubernetesNamespace  string
-	OperatorLeaderElect  bool
-	ConfigDir            string
-	UnmanagedPodWatcher  time.Duration
+	HealthPort          uint16
+	PrometheusAddr      string
+	OperatorPrometheus  string
+	OperatorAPIAddr     string
+	NotReadyTaint       string
+	RemoveNodeTaints    bool
+	SetCiliumIsUp       bool
+	CNIConfPath         string // empty: do not write
+	CNIExclusive        bool
+	Debug               bool
+	LogFormat           string
+	IdentityGCInterval  time.Duration
+	EndpointGCInterval  time.Duration
+	CompatibilityLevel  string
+	Kubeconfig          string
+	StateDir            string
+	RunDir              string
+	KubernetesNamespace string
+	OperatorLeaderElect bool
+	ConfigDir           string
+	UnmanagedPodWatcher time.Duration
 
 	parts   []servicePart
 	values  map[string]string

@@ -60,6 +60,9 @@ func TestErrorsNameTheKey(t *testing.T) {
 		"cluster-pool-ipv4-cidr": "fd00::/8", "ipv4-native-routing-cidr": "x",
 		"monitor-aggregation": "some", "monitor-aggregation-interval": "fast", "log-opt": `{"format":"xml"}`,
 		"prometheus-serve-addr": "9962", "cluster-name": "Bad_Name", "identity-allocation-mode": "kvstore",
+		"node-port-range": "32767,30000", "nodeport-addresses": "primary", "bpf-lb-mode": "ipip", "bpf-lb-algorithm": "least", "bpf-lb-acceleration": "native",
+		"bpf-lb-dsr-dispatch": "ipip", "bpf-lb-maglev-table-size": "1000", "bpf-lb-maglev-hash-seed": "JLfvgnHc", "enable-host-port": "some",
+		"kube-proxy-replacement-healthz-bind-address": "10256",
 		"enable-hubble": "true", "enable-policy": "maybe",
 	} {
 		dir := writeDir(t, map[string]string{key: value})
@@ -112,5 +115,33 @@ func TestCheckJudgesTheWhole(t *testing.T) {
 	}
 	if table := Table(); !slices.IsSortedFunc(table, func(a, b Option) int { return strings.Compare(a.Key, b.Key) }) || len(table) < 30 {
 		t.Errorf("%d options, or out of order", len(table))
+	}
+}
+
+// TestServiceOptions are the defaults, which are Cilium's, and what does not go together.
+func TestServiceOptions(t *testing.T) {
+	c, err := Load([]string{"--kube-proxy-replacement=true"}, env(nil), io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.NodePortMin != 30000 || c.NodePortMax != 32767 || c.LBMode != LBSNAT || c.MaglevTable() != 0 || c.MaglevSize != 16381 ||
+		!c.ProtectNodePorts || !c.BindProtection || !c.HealthCheckNodePort || !c.SourceRangeCheck || c.NodePortAddresses != nil {
+		t.Errorf("defaults %+v", c)
+	}
+	if c, err = Load([]string{"--kube-proxy-replacement=true", "--bpf-lb-algorithm=maglev", "--bpf-lb-maglev-hash-seed=AAAAAQAAAAIAAAAE"}, env(nil), io.Discard); err != nil || c.MaglevTable() != 16381 || c.MaglevSeed != 7 {
+		t.Errorf("maglev: %v %+v", err, c)
+	}
+	for want, args := range map[string][]string{
+		"option enable-node-port: true needs kube-proxy-replacement true":                      {"--enable-node-port"},
+		"option enable-session-affinity: false is not possible":                                {"--kube-proxy-replacement", "--enable-session-affinity=false"},
+		"option bpf-lb-mode: dsr needs kube-proxy-replacement true":                            {"--bpf-lb-mode=dsr"},
+		"option bpf-lb-sock: true needs kube-proxy-replacement true":                           {"--bpf-lb-sock"},
+		"options bpf-lb-mode and routing-mode: dsr sends packets on in the tunnel":             {"--kube-proxy-replacement", "--bpf-lb-mode=dsr", "--routing-mode=native"},
+		"option node-port-range (flag): \"30000,50000\" overlaps 49152-65535":                  {"--node-port-range=30000,50000"},
+		"option bpf-lb-maglev-table-size (flag): \"131072\" is not a prime from 251 to 131071": {"--bpf-lb-maglev-table-size=131072"},
+	} {
+		if _, err := Load(args, env(nil), io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", args, err, want)
+		}
 	}
 }

@@ -45,6 +45,7 @@ func serviceOptions() []option {
 		part("enable-session-affinity", "sessionAffinity"),
 		{key: "node-port-range", def: "30000,32767", help: "first and last NodePort", set: setNodePortRange},
 		{key: "nodeport-addresses", def: "", help: "ranges of node addresses at which NodePorts are open; empty: all addresses of the node's devices", set: setNodePortAddresses},
+		toggle("node-port-bind-protection", "true", "keep processes of the node from binding NodePorts that are in use", func(c *Config) *bool { return &c.BindProtection }),
 		toggle("enable-auto-protect-node-port-range", "true", "keep connections of the node's own from getting a NodePort as their port", func(c *Config) *bool { return &c.ProtectNodePorts }),
 		toggle("enable-health-check-nodeport", "true", "answer load balancers at the healthCheckNodePort of Services", func(c *Config) *bool { return &c.HealthCheckNodePort }),
 		toggle("enable-svc-source-range-check", "true", "heed loadBalancerSourceRanges", func(c *Config) *bool { return &c.SourceRangeCheck }),
@@ -144,8 +145,8 @@ func setNodePortAddresses(c *Config, v string) error {
 }
 
 func setDispatch(_ *Config, v string) error {
-	if v != "" {
-		return fmt.Errorf("%q is not supported; packets are sent on in the VXLAN tunnel: leave it out", v)
+	if v != "" && v != "vxlan" {
+		return fmt.Errorf("%q is not supported; packets are sent on in the VXLAN tunnel: leave it out or use vxlan", v)
 	}
 	return nil
 }

@@ -288,11 +288,13 @@ func TestHostPorts(t *testing.T) {
 		{"unless it ends", []any{young, old, leaving}, "0.0.0.0:8081/TCP [10.1.0.7:80]\n[::]:8081/TCP [[fd01::7]:80]\n"},
 		{"one that ends keeps it while nobody else asks", []any{leaving}, "0.0.0.0:8081/TCP [10.1.0.8:80]\n"},
 		{
-			"a NodePort goes before it, in its families", []any{pod("p", http), nodePort},
+			"a NodePort goes before it, in its families",
+			[]any{pod("p", http), nodePort},
 			"10.96.0.10:80/TCP [] NodePort 0.0.0.0:8081/TCP\n[::]:8081/TCP [[fd01::7]:80]\n",
 		},
 		{
-			"and gives it back", []any{pod("p", http), nodePort, state.Name{Namespace: "default", Name: "web"}},
+			"and gives it back",
+			[]any{pod("p", http), nodePort, state.Name{Namespace: "default", Name: "web"}},
 			"0.0.0.0:8081/TCP [10.1.0.7:80]\n[::]:8081/TCP [[fd01::7]:80]\n",
 		},
 	} {

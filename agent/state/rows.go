@@ -186,14 +186,14 @@ type Service struct {
 	// empty, of one family or of both.
 	Restricted          bool
 	SourceRanges        []netip.Prefix
-	LoadBalancerClass    string
-	PublishNotReady      bool
-	TrafficDistribution  string
-	ProxyName            string // label service.kubernetes.io/service-proxy-name
-	Annotations          map[string]string
-	Labels               map[string]string
-	Selector             map[string]string
-	Created              int64 // Unix time in seconds
+	LoadBalancerClass   string
+	PublishNotReady     bool
+	TrafficDistribution string
+	ProxyName           string // label service.kubernetes.io/service-proxy-name
+	Annotations         map[string]string
+	Labels              map[string]string
+	Selector            map[string]string
+	Created             int64 // Unix time in seconds
 }
 
 // ServicePort is one port of a Service.

@@ -83,6 +83,27 @@ seccompProfile:
 {{- $_ := set $c "kube-proxy-replacement" $kpr -}}
 {{- $_ := set $c "bpf-lb-sock" (or $v.socketLB.enabled (eq $kpr "true")) -}}
 {{- $_ := set $c "bpf-lb-sock-hostns-only" $v.socketLB.hostNamespaceOnly -}}
+{{- /* These come with kubeProxyReplacement; without it the agents say what is wrong. */ -}}
+{{- if $v.nodePort.enabled -}}{{- $_ := set $c "enable-node-port" true -}}{{- end -}}
+{{- if $v.hostPort.enabled -}}{{- $_ := set $c "enable-host-port" true -}}{{- end -}}
+{{- if $v.externalIPs.enabled -}}{{- $_ := set $c "enable-external-ips" true -}}{{- end -}}
+{{- $_ := set $c "bpf-lb-mode" $v.loadBalancer.mode -}}
+{{- $_ := set $c "bpf-lb-algorithm" $v.loadBalancer.algorithm -}}
+{{- $_ := set $c "bpf-lb-acceleration" $v.loadBalancer.acceleration -}}
+{{- with $v.loadBalancer.dsrDispatch -}}{{- $_ := set $c "bpf-lb-dsr-dispatch" . -}}{{- end -}}
+{{- with (include "lash.words" $v.nodePort.addresses) -}}{{- $_ := set $c "nodeport-addresses" . -}}{{- end -}}
+{{- if eq $kpr "true" -}}
+{{- $_ := set $c "node-port-range" (include "lash.words" $v.nodePort.range | replace " " ",") -}}
+{{- $_ := set $c "node-port-bind-protection" $v.nodePort.bindProtection -}}
+{{- $_ := set $c "enable-auto-protect-node-port-range" $v.nodePort.autoProtectPortRange -}}
+{{- $_ := set $c "enable-health-check-nodeport" $v.nodePort.enableHealthCheck -}}
+{{- $_ := set $c "enable-svc-source-range-check" $v.svcSourceRangeCheck -}}
+{{- $_ := set $c "kube-proxy-replacement-healthz-bind-address" $v.kubeProxyReplacementHealthzBindAddr -}}
+{{- if eq $v.loadBalancer.algorithm "maglev" -}}
+{{- $_ := set $c "bpf-lb-maglev-table-size" $v.maglev.tableSize -}}
+{{- with $v.maglev.hashSeed -}}{{- $_ := set $c "bpf-lb-maglev-hash-seed" . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $c "enable-ipv4-masquerade" $v.enableIPv4Masquerade -}}
 {{- $_ := set $c "enable-ipv6-masquerade" $v.enableIPv6Masquerade -}}
 {{- with $v.ipv4NativeRoutingCIDR -}}{{- $_ := set $c "ipv4-native-routing-cidr" . -}}{{- end -}}
