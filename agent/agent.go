@@ -157,6 +157,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	for _, chain := range a.chains() {
 		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
 	}
+	background("health checks", func(ctx context.Context) error { a.svc.health.Run(ctx); return nil })
 	a.setPhase(errors.New("waiting for the first full set of objects and for the kernel to hold it"))
 	for _, chain := range a.chains() {
 		select {

@@ -22,29 +22,27 @@ import (
 )
 
 // serveHealth answers the kubelet's probes, and load balancers that ask where kube-proxy would
-// answer.
+// answer. A node whose address for the latter is taken, such as by a kube-proxy that is still there,
+// serves all the same.
 func (a *Agent) serveHealth(ctx context.Context) error {
-	health := rest.Health(a.Ready)
-	addrs := map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): health}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	if a.cfg.KubeProxyReplacement && a.cfg.KubeProxyHealthzAddr != "" {
-		addrs[a.cfg.KubeProxyHealthzAddr] = proxyHealth(a.Ready)
+		wg.Go(func() {
+			rest.ServePatiently(ctx, a.cfg.KubeProxyHealthzAddr, rest.ProxyHealth(a.Ready, a.leaving), func(err error) {
+				a.log.Warn("nothing answers in place of kube-proxy's healthz yet: free the address, or choose another with kube-proxy-replacement-healthz-bind-address", "error", err)
+			})
+		})
 	}
-	return serveAll(ctx, addrs)
+	return serveAll(ctx, map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): rest.Health(a.Ready)})
 }
 
-// proxyHealth answers like kube-proxy: /healthz for the load balancer, /livez for the process.
-func proxyHealth(ready func() error) http.Handler {
-	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, err error) {
-		w.Header().Set("Content-Type", "application/json")
-		if err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		fmt.Fprintf(w, `{"lastUpdated":%q,"currentTime":%[1]q,"nodeEligible":%t}`+"\n", time.Now().UTC().Format(time.RFC3339), err == nil)
-	}
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, ready()) })
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	return mux
+// leaving says whether this node is about to be deleted.
+func (a *Agent) leaving() bool {
+	n, _ := a.tables.Nodes.Get(a.cfg.NodeName)
+	return n.Leaving
 }
 
 // serveAll serves every address until ctx ends or one of them fails.
@@ -191,7 +189,7 @@ func (a *Agent) cniFile() api.Status {
 // controllers are the loops and the writers of Kubernetes objects.
 func (a *Agent) controllers() []api.Controller {
 	var loops []reconcile.Status
-	for _, c := range a.chains() {
+	for _, c := range append(a.chains(), a.svc.health) {
 		loops = append(loops, c.Status()...)
 	}
 	return rest.ControllersOf(append(loops, writerLoops(a.source.WriterHealth())...), time.Now())

@@ -29,6 +29,9 @@ type services struct {
 	maps  *lbmap.Target
 	chain *reconcile.Chain
 	flows *ctgc.Collector
+
+	answers *rest.HealthChecks
+	health  *reconcile.Chain // nothing waits for it: a port that cannot be had is no reason not to serve
 }
 
 // serviceAudit is how often all of the Services in the kernel are compared with what they should be.
@@ -56,7 +59,18 @@ func newServices(a *Agent) (*services, error) {
 	if err != nil {
 		return nil, errors.Join(err, target.Close())
 	}
-	return &services{a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows}, nil
+	if !v.Enabled {
+		a.log.Info("Services are left to kube-proxy: kube-proxy-replacement is false")
+	}
+	answers := rest.NewHealthChecks(a.Ready)
+	health := reconcile.Keyed("health-checks", answers, v.HealthCheck,
+		reconcile.Via(reconcile.FromTable(t.Services, v.HealthPorts), v.HealthCheckAt),
+		reconcile.Via(reconcile.FromTable(t.EndpointSlices, v.HealthPortsOfSlice), v.HealthCheckAt),
+		reconcile.Via(reconcile.FromTable(t.Devices, v.HealthAddrsOfDevice), v.HealthChecksOn))
+	return &services{
+		a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows,
+		answers: answers, health: reconcile.NewChain("health-checks", a.log, health),
+	}, nil
 }
 
 // serviceView is what of the configuration bears on Services.
@@ -137,4 +151,7 @@ func (p forgetful) Release(addrs ...netip.Addr) {
 }
 
 // close lets go of the maps; Services go on working.
-func (s *services) close() error { return s.maps.Close() }
+func (s *services) close() error {
+	s.answers.Close()
+	return s.maps.Close()
+}
