@@ -153,6 +153,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 
 	// Loops: from here on the kernel follows the tables.
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
+	background("addresses", a.svc.followAddresses)
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
 	for _, chain := range a.chains() {
 		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })

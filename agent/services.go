@@ -86,6 +86,20 @@ func (a *Agent) serviceView() service.View {
 func (s *services) chains() []*reconcile.Chain        { return []*reconcile.Chain{s.chain} }
 func (s *services) collect(ctx context.Context) error { return s.flows.Run(ctx) }
 
+// followAddresses tells the maps when the node has got or lost an address: answers of backends with an
+// address of the node are looked for where they leave it.
+func (s *services) followAddresses(ctx context.Context) error {
+	for {
+		changed := s.a.tables.Devices.Watch()
+		s.maps.AddressesChanged()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // newCollector joins the conntrack tables with the programs that work on them.
 func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
 	progs, err := flowPrograms(k)
