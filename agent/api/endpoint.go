@@ -163,10 +163,16 @@ type ServiceSpecFlags struct {
 	Name                string `json:"name,omitempty"`
 	Namespace           string `json:"namespace,omitempty"`
 	Cluster             string `json:"cluster,omitempty"`
+	TrafficPolicy       string `json:"trafficPolicy,omitempty"` // the former name of ExtTrafficPolicy
 	ExtTrafficPolicy    string `json:"extTrafficPolicy,omitempty"`
 	IntTrafficPolicy    string `json:"intTrafficPolicy,omitempty"`
 	NatPolicy           string `json:"natPolicy,omitempty"`
 	HealthCheckNodePort uint16 `json:"healthCheckNodePort,omitempty"`
+}
+
+// Flushed is the answer to DELETE /v1/flows.
+type Flushed struct {
+	Entries uint64 `json:"entries"`
 }
 
 // BPFMap is a map and, when asked for, its entries (GET /v1/map, GET /v1/map/NAME).

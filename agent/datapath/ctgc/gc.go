@@ -333,6 +333,33 @@ func (c *Collector) Purge(addrs ...netip.Addr) error {
 	return nil
 }
 
+// Flush deletes all entries, of flows in use too: their next packets begin new ones. It returns how
+// many there were.
+func (c *Collector) Flush() (uint64, error) {
+	n4, err4 := flush[bpf.Ct4Key, bpf.Ct4](c.maps.Ct4, c.maps.Ct4New)
+	n6, err6 := flush[bpf.Ct6Key, bpf.Ct6](c.maps.Ct6, c.maps.Ct6New)
+	return n4 + n6, errors.Join(err4, err6)
+}
+
+func flush[K, V any](tables ...*ebpf.Map) (uint64, error) {
+	var n uint64
+	for _, m := range tables {
+		var all []K
+		if err := eachBatch(m, func(keys []K, _ []V) error { all = append(all, keys...); return nil }); err != nil {
+			return n, err
+		}
+		for i := range all {
+			switch err := m.Delete(&all[i]); {
+			case err == nil:
+				n++
+			case !errors.Is(err, ebpf.ErrKeyNotExist):
+				return n, fmt.Errorf("flush connection table: %w", err)
+			}
+		}
+	}
+	return n, nil
+}
+
 // run calls a program with an argument that it may change.
 func run[T any](p *ebpf.Program, arg *T) error {
 	var out T

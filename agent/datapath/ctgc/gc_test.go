@@ -217,3 +217,18 @@ func TestPurge(t *testing.T) {
 		t.Errorf("counted %+v", s)
 	}
 }
+
+func TestFlush(t *testing.T) {
+	tb := newTables(t)
+	m := tb.maps
+	tb.pair4(m.Ct4, m.Ct4New, 1000, 0, 0)
+	k6, v6 := bpf.Ct6Key{Proto: 6}, bpf.Ct6{}
+	if err := m.Ct6.Put(&k6, &v6); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint64{3, 0} {
+		if n, err := tb.Flush(); err != nil || n != want {
+			t.Errorf("flushed %d, %v; want %d", n, err, want)
+		}
+	}
+}

@@ -124,6 +124,16 @@ func (f flow) limitTCP(tight bool) time.Duration {
 	return tcpEstablished
 }
 
+// Remaining is how much longer a flow lives if no packet comes. halves are its entries, one or two,
+// now is in the unit of Ct.Seen.
+func Remaining(now uint32, proto uint8, pa, pb uint16, c *bpf.Ct, halves ...*bpf.Ct) time.Duration {
+	f := newFlow(proto, pa, pb, c, now)
+	for _, h := range halves {
+		f = f.join(newFlow(proto, pa, pb, h, now))
+	}
+	return f.limit(false) - f.idle
+}
+
 func (f flow) expired(tight bool) bool { return f.idle > f.limit(tight) }
 
 // Bounds of the time between sweeps, and how full a table may be before idle flows have less time.

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +28,9 @@ const countTTL = 30 * time.Second
 
 // Maps shows the maps of one datapath. It is safe for concurrent use.
 type Maps struct {
+	// MaglevSize is the number of entries of a Service's table; 0: there are none.
+	MaglevSize uint32
+
 	maps map[string]*ebpf.Map
 	show map[string]func() ([]api.MapEntry, error)
 
@@ -49,7 +54,9 @@ func New(maps map[string]*ebpf.Map) *Maps {
 		"front": d.fronts, "svc": d.svcs, "backend": d.backends, "skrev": d.skrevs,
 		"metrics": d.metrics, "evt_budget": d.budget, "cfg": d.cfg,
 
-		ViewPrefix + "ct":           d.viewCT,
+		"aff": d.viewAffinity, "srcrange": d.viewSources,
+
+		ViewPrefix + "ct":           d.ctOf(ctTables...),
 		ViewPrefix + "endpoint":     d.viewEndpoint,
 		ViewPrefix + "frag":         d.viewFrag,
 		ViewPrefix + "ipcache":      d.viewIPCache,
@@ -57,6 +64,10 @@ func New(maps map[string]*ebpf.Map) *Maps {
 		ViewPrefix + "lb-frontends": d.fronts,
 		ViewPrefix + "lb-backends":  d.backends,
 		ViewPrefix + "lb-revnat":    d.viewRevNAT,
+		ViewPrefix + "lb-sources":   d.viewSources,
+		ViewPrefix + "lb-affinity":  d.viewAffinity,
+		ViewPrefix + "lb-maglev":    d.viewMaglev,
+		ViewPrefix + "nat":          d.viewNAT,
 		ViewPrefix + "metrics":      d.metrics,
 		ViewPrefix + "tunnel":       d.viewTunnel,
 	}
@@ -128,8 +139,15 @@ func countKeys(m *ebpf.Map) (int64, error) {
 // Map returns a map or a view with its entries. The error is fs.ErrNotExist for other names.
 func (d *Maps) Map(name string) (api.BPFMap, error) {
 	show := d.show[name]
+	if id, ok := strings.CutPrefix(name, ViewPrefix+"lb-maglev:"); ok {
+		n, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			return api.BPFMap{}, fmt.Errorf("map %s: number of a service: %w", name, err)
+		}
+		show = func() ([]api.MapEntry, error) { return d.viewMaglevTable(uint32(n)) }
+	}
 	m := d.maps[name]
-	if show == nil || (m == nil && len(name) > len(ViewPrefix) && name[:len(ViewPrefix)] != ViewPrefix) {
+	if show == nil || (m == nil && !strings.HasPrefix(name, ViewPrefix)) {
 		return api.BPFMap{}, fmt.Errorf("map %s: %w", name, fs.ErrNotExist)
 	}
 	entries, err := show()

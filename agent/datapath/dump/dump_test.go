@@ -88,7 +88,7 @@ func TestAddressesReadAsIPCacheAndTunnels(t *testing.T) {
 func TestServicesReadAsFrontendsAndBackends(t *testing.T) {
 	m := kernelMaps(t, "front", "svc", "slot", "backend")
 	put(t, m["front"], bpf.FrontKey{Ip: bpf.IP(netip.MustParseAddr("10.96.0.1")), Port: bpf.Port(443), Proto: 6}, bpf.Front{SvcId: 7})
-	put(t, m["svc"], uint32(7), bpf.Svc{BlkAll: 15 | 2<<blockShift})
+	put(t, m["svc"], uint32(7), bpf.Svc{BlkAll: 15 | 2<<bpf.SvcBlockShift})
 	put(t, m["slot"], uint32(0), bpf.Slots{BackendId: [16]uint32{15: 3}})
 	put(t, m["slot"], uint32(1), bpf.Slots{BackendId: [16]uint32{0: 4}})
 	for id, ip := range map[uint32]string{3: "172.18.0.2", 4: "172.18.0.3"} {
@@ -124,18 +124,24 @@ func TestConnectionsReadFromTheirOriginator(t *testing.T) {
 		a: netip.MustParseAddrPort("10.0.0.1:80"), b: netip.MustParseAddrPort("10.0.0.2:40000"), proto: 6, table: "ct4",
 		ct: bpf.Ct{Seen: 1000, Flags: bpf.CtConfirmed, TcpO: 0x1b, TcpR: 0x13, SrcId: 300, DstId: 301, SvcId: 5},
 	}
-	e := c.entry(1000 + 2861) // 2861 units are just over 3 s
-	if want := "TCP PLAIN 10.0.0.2:40000 -> 10.0.0.1:80"; e.Key != want {
+	local := map[netip.Addr]bool{netip.MustParseAddr("10.0.0.2"): true}
+	e := c.entry(1000+2861, local) // 2861 units are just over 3 s
+	if want := "TCP OUT 10.0.0.2:40000 -> 10.0.0.1:80"; e.Key != want {
 		t.Errorf("key %q, want %q", e.Key, want)
 	}
-	if !strings.HasPrefix(e.Value, "idle=2.999s ") && !strings.HasPrefix(e.Value, "idle=3s ") {
-		t.Errorf("value %q", e.Value)
+	if e.Fields["idle"] != "2.999s" && e.Fields["idle"] != "3s" {
+		t.Errorf("idle %q", e.Fields["idle"])
 	}
-	if !strings.Contains(e.Value, "TxFlagsSeen=0x1b RxFlagsSeen=0x13 Flags=0x0002 [ Confirmed ] RevNAT=5") {
-		t.Errorf("value %q", e.Value)
+	if want := "RxFlagsSeen=0x13 TxFlagsSeen=0x1b "; !strings.Contains(e.Value, want) {
+		t.Errorf("value %q, want %q", e.Value, want)
 	}
-	if c.ct.Flags = bpf.CtOrigA; c.entry(0).Key != "TCP PLAIN 10.0.0.1:80 -> 10.0.0.2:40000" {
-		t.Errorf("key %q", c.entry(0).Key)
+	if want := "Flags=0x0002 [ RxClosing TxClosing SeenNonSyn Confirmed ] RevNAT=5 SourceSecurityID=300 DestinationSecurityID=301 "; !strings.Contains(e.Value, want) {
+		t.Errorf("value %q, want %q", e.Value, want)
+	}
+	// From elsewhere: what the originator sends is what this node receives.
+	c.ct.Flags = bpf.CtOrigA
+	if e := c.entry(1000, local); e.Key != "TCP IN 10.0.0.1:80 -> 10.0.0.2:40000" || !strings.Contains(e.Value, "RxFlagsSeen=0x1b TxFlagsSeen=0x13 ") {
+		t.Errorf("%s %s", e.Key, e.Value)
 	}
 }
 
@@ -154,7 +160,7 @@ func TestConnectionTablesAreReadInWhole(t *testing.T) {
 	perCPU[cpus-1].Packets++
 	put(t, m["metrics"], bpf.MetricsKey{Reason: 133, Dir: bpf.MetricIngress, Line: 12, File: 1}, perCPU)
 	d := New(m)
-	if got := strings.Count(text(t, d, "view:ct"), "UDP PLAIN"); got != 2 {
+	if got := strings.Count(text(t, d, "view:ct"), "UDP IN"); got != 2 {
 		t.Errorf("%d connections, want 2", got)
 	}
 	tr, err := d.Traffic()

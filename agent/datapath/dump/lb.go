@@ -12,17 +12,19 @@ import (
 	"lash.internal/lash/bpf"
 )
 
-// A block of slots is a base in the lower 40 bits and a count above (struct svc).
-const blockShift = 40
-
+// block takes a reference apart: base of the slots, and how many there are.
 func block(v uint64) (base uint64, n int) {
-	return v & (1<<blockShift - 1), int(v >> blockShift)
+	return v & (1<<bpf.SvcBlockShift - 1), int(v >> bpf.SvcBlockShift)
 }
+
+// backendStates are the words of enum backend_state.
+var backendStates = []string{"gone", "active", "terminating"}
 
 type frontend struct {
 	addr  netip.AddrPort
 	proto uint8
 	id    uint32
+	flags uint32
 }
 
 func (f frontend) String() string {
@@ -36,9 +38,13 @@ func (d *Maps) frontends() ([]frontend, error) {
 	}
 	out := make([]frontend, 0, len(rows))
 	for _, e := range rows {
+		ip := bpf.FromIP(e.key.Ip)
+		if !ip.IsValid() {
+			ip = netip.IPv6Unspecified()
+		}
 		out = append(out, frontend{
-			addr:  netip.AddrPortFrom(bpf.FromIP(e.key.Ip), bpf.Port(e.key.Port)),
-			proto: e.key.Proto, id: e.val.SvcId,
+			addr:  netip.AddrPortFrom(ip, bpf.Port(e.key.Port)),
+			proto: e.key.Proto, id: e.val.SvcId, flags: e.val.Flags,
 		})
 	}
 	slices.SortFunc(out, func(a, b frontend) int {
@@ -51,7 +57,7 @@ func (d *Maps) fronts() ([]api.MapEntry, error) {
 	fs, err := d.frontends()
 	var out []api.MapEntry
 	for _, f := range fs {
-		out = append(out, api.MapEntry{Key: f.String(), Value: fmt.Sprint(f.id)})
+		out = append(out, api.MapEntry{Key: f.String(), Value: fmt.Sprintf("%d (%s)", f.id, f.kind())})
 	}
 	return out, err
 }
@@ -75,7 +81,8 @@ func backendAddr(b bpf.Backend) string {
 	return fmt.Sprintf("%s/%s", netip.AddrPortFrom(bpf.FromIP(b.Ip), bpf.Port(b.Port)), protoName(b.Proto))
 }
 
-// viewLB joins frontends, blocks and backends. Slot 0 is the frontend itself.
+// viewLB joins frontends, blocks and backends. Slot 0 is the frontend itself. Where the Service has a
+// block of its backends on this node, these are marked.
 func (d *Maps) viewLB() ([]api.MapEntry, error) {
 	fs, err := d.frontends()
 	if err != nil {
@@ -93,21 +100,31 @@ func (d *Maps) viewLB() ([]api.MapEntry, error) {
 		}
 		out = append(out, api.MapEntry{
 			Key:   f.String() + " (0)",
-			Value: fmt.Sprintf("%s (%d) (0) [ClusterIP, non-routable]", none, f.id),
+			Value: fmt.Sprintf("%s (%d) (0) [%s]", none, f.id, f.words(svc)),
 		})
 		ids, err := d.slotsOf(svc.BlkAll)
 		if err != nil {
 			return nil, err
+		}
+		local, err := d.slotsOf(svc.BlkLocal)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range local { // it may have some that only callers on this node get
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
 		}
 		for i, id := range ids {
 			b, err := at[bpf.Backend](d, "backend", id)
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, api.MapEntry{
-				Key:   fmt.Sprintf("%s (%d)", f, i+1),
-				Value: fmt.Sprintf("%s (%d) (%d)", backendAddr(b), f.id, i+1),
-			})
+			v := fmt.Sprintf("%s (%d) (%d)", backendAddr(b), f.id, i+1)
+			if slices.Contains(local, id) {
+				v += " [local]"
+			}
+			out = append(out, api.MapEntry{Key: fmt.Sprintf("%s (%d)", f, i+1), Value: v})
 		}
 	}
 	return out, nil
@@ -140,9 +157,11 @@ func (d *Maps) svcs() ([]api.MapEntry, error) {
 			return nil, err
 		}
 		base, n := block(s.BlkAll)
+		lbase, ln := block(s.BlkLocal)
 		out = append(out, api.MapEntry{
-			Key:   fmt.Sprint(f.id),
-			Value: fmt.Sprintf("frontend=%s slots=%d+%d affinity=%ds flags=0x%x gen=%d", f, base, n, s.AffinitySecs, s.Flags, s.Gen),
+			Key: fmt.Sprint(f.id),
+			Value: fmt.Sprintf("frontend=%s slots=%d+%d local=%d+%d maglev=%d affinity=%ds flags=0x%x gen=%d set=%d",
+				f, base, n, lbase, ln, s.Maglev, s.AffinitySecs, s.Flags, s.Gen, s.SetGen),
 		})
 	}
 	return out, nil
@@ -152,14 +171,13 @@ func (d *Maps) svcs() ([]api.MapEntry, error) {
 func (d *Maps) backends() ([]api.MapEntry, error) {
 	rows, err := read[uint32, bpf.Backend](d, "backend")
 	var out []api.MapEntry
-	states := []string{"gone", "active", "terminating"}
 	for _, e := range rows {
 		if e.val.State == bpf.BackendGone {
 			continue
 		}
 		out = append(out, api.MapEntry{
 			Key:   fmt.Sprint(e.key),
-			Value: fmt.Sprintf("%s (%s)", backendAddr(e.val), word(states, e.val.State)),
+			Value: fmt.Sprintf("%s (%s)", backendAddr(e.val), word(backendStates, e.val.State)),
 		})
 	}
 	return out, err
