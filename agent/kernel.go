@@ -63,6 +63,16 @@ type kernel struct {
 
 	mu      sync.Mutex
 	problem error // with the generation that runs
+	runs    running
+}
+
+// running is what is known of the programs that the node runs.
+type running struct {
+	constant bpf.Config
+	known    bool // an older version may not have noted its constants
+	// balances says that packets of pods are balanced, outside those that come in, affinity that
+	// clients may keep their backend.
+	balances, outside, affinity bool
 }
 
 // openKernel brings devices, maps and programs to where the loops can work with them. What an
@@ -156,11 +166,36 @@ func (k *kernel) choose() (*upgrade.Choice, error) {
 	})
 }
 
-// note remembers which programs may be attached, before any is. The node can be served without that.
+// note remembers which programs may be attached, before any is, and what they do. The node can be
+// served without that.
 func (k *kernel) note() {
-	if err := k.root.Note(k.choice.Programs.Hash, k.choice.Known()); err != nil {
+	p := k.choice.Programs
+	constants := map[string]bpf.Config{}
+	if k.choice.Problem == nil { // else it is a generation of before
+		constants[p.Hash] = k.constant
+	}
+	if err := k.root.Note(p.Hash, k.choice.Known(), constants); err != nil {
 		k.log.Error("what the next start needs to know cannot be written", "error", err)
 	}
+	var r running
+	r.constant, r.known = k.root.Constants(p.Hash)
+	var errs [3]error
+	r.balances, errs[0] = p.Uses("pod_from", k.maps.Of("front"))
+	r.outside, errs[1] = p.Uses("nd_from", k.maps.Of("front"))
+	r.affinity, errs[2] = p.Uses("pod_from", k.maps.Of("aff"))
+	if err := errors.Join(errs[:]...); err != nil {
+		k.log.Warn("status cannot say what the programs do for Services", "error", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.runs = r
+}
+
+// running is what the node runs at the moment.
+func (k *kernel) running() running {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.runs
 }
 
 // openDevices finds out the MTU of the underlay and makes the devices of the node.

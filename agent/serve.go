@@ -73,11 +73,14 @@ func serveAll(ctx context.Context, addrs map[string]http.Handler) error {
 // serveAPI answers on the agent's socket, and metrics where they are wanted.
 func (a *Agent) serveAPI(ctx context.Context) error {
 	readable := dump.New(a.kernel.maps.All())
+	readable.MaglevSize = a.kernel.constant.MaglevSize
 	srv := rest.New(rest.Sources{
 		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Attachments: a.attachments,
 		Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile, Datapath: a.datapath,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
-		Services: a.svc.list, Events: a.events, CNI: a.pods.Handler(), Log: a.log,
+		KubeProxyReplacement: a.kubeProxyReplacement, FlushFlows: a.svc.flush,
+		Services: func() ([]api.Service, error) { return readable.Services(a.tables) },
+		Events:   a.events, CNI: a.pods.Handler(), Log: a.log,
 	})
 	if err := srv.Register(a.svc.flows, a.kernel.attach); err != nil {
 		return err
@@ -102,10 +105,8 @@ func (a *Agent) settings() rest.Settings {
 	c := a.cfg
 	s := rest.Settings{
 		NodeName: c.NodeName, ClusterName: c.ClusterName, IPv4: c.IPv4, IPv6: c.IPv6,
-		RoutingMode: "tunnel", TunnelProtocol: c.TunnelProtocol, KubeProxyReplacement: c.KubeProxyReplacement,
-		SocketLB:           c.KubeProxyReplacement,
-		SocketLBHostnsOnly: c.KubeProxyReplacement && (!c.SocketLB || c.SocketLBHostNSOnly),
-		MasqueradeIPv4:     c.IPv4 && c.MasqueradeIPv4, MasqueradeIPv6: c.IPv6 && c.MasqueradeIPv6,
+		RoutingMode: "tunnel", TunnelProtocol: c.TunnelProtocol,
+		MasqueradeIPv4: c.IPv4 && c.MasqueradeIPv4, MasqueradeIPv6: c.IPv6 && c.MasqueradeIPv6,
 		AttachMode: a.kernel.features.AttachMode(), Options: c.Options(),
 	}
 	if !c.Tunnel {

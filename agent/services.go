@@ -5,12 +5,13 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
-	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/ctgc"
 	"lash.internal/lash/agent/datapath/lbmap"
@@ -127,25 +128,12 @@ func flowPrograms(k *kernel) (ctgc.Programs, error) {
 	return ctgc.Programs{Expire: expire, Purge: purge, Move: move}, nil
 }
 
-// list is the Services with the numbers that the kernel has for them. One that is not in the
-// kernel, such as all of them with kube-proxy in charge, is not listed.
-func (s *services) list() []api.Service {
-	out := []api.Service{}
-	for _, svc := range rest.ServicesOf(s.a.tables) {
-		f := svc.Spec.Frontend
-		addr, err := netip.ParseAddr(f.IP)
-		if err != nil {
-			continue
-		}
-		id, ok := s.maps.ID(state.Frontend{Addr: addr, Port: f.Port, Protocol: f.Protocol})
-		if !ok {
-			continue
-		}
-		svc.Spec.ID = int64(id)
-		svc.Status = &api.ServiceStatus{Realized: svc.Spec}
-		out = append(out, svc)
+// flush forgets all connections.
+func (s *services) flush() (uint64, error) {
+	if moving := s.a.kernel.maps.Moving(); len(moving) > 0 {
+		return 0, fmt.Errorf("connections move to tables of another size or form (from %s): try again in a minute", strings.Join(moving, ", "))
 	}
-	return out
+	return s.flows.Flush()
 }
 
 // forgetful is the pool of pod addresses; an address that comes back loses its flows before

@@ -10,6 +10,7 @@ import (
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/state"
+	"lash.internal/lash/bpf"
 )
 
 // datapath is what this agent has in the kernel, as the kernel says it.
@@ -19,6 +20,84 @@ func (a *Agent) datapath() *api.DatapathStatus {
 		MTU:         &api.MTUStatus{Underlay: k.underlayMTU, Pod: k.podMTU},
 		Attachments: slices.Concat(a.deviceAttachments(), a.socketAttachments()),
 	}
+}
+
+// kubeProxyReplacement is what this node does for Services: each value is what the programs that run
+// were loaded with, the maps that they use, or what is attached.
+func (a *Agent) kubeProxyReplacement() *api.KubeProxyReplacement {
+	r := a.kernel.running()
+	c := r.constant
+	if !r.known {
+		// Programs of a version that did not note it: their maps are all there is to go by.
+		c.KubeProxyReplacement = a.cfg.KubeProxyReplacement
+	}
+	k := &api.KubeProxyReplacement{Mode: "False", Features: &api.KPRFeatures{
+		Annotations: []string{}, ClusterIP: &api.EnabledFeature{}, NodePort: api.NodePortFeature{Acceleration: "Disabled"},
+	}}
+	if !c.KubeProxyReplacement {
+		return k
+	}
+	k.Mode = "True"
+	f := k.Features
+	f.ClusterIP.Enabled, f.GracefulTermination.Enabled = r.balances, r.balances
+	f.SessionAffinity.Enabled = r.affinity
+	if c.SockLB != bpf.SockLBOff && a.kernel.attach.State().Sockets > 0 {
+		f.SocketLB.Enabled = true
+		f.BPFSocketLBHostnsOnly = c.SockLB == bpf.SockLBHostNS
+		f.HostReachableServices = api.HostReachableServices{Enabled: true, Protocols: []string{"TCP", "UDP"}}
+	}
+	k.DeviceList, k.DirectRoutingDevice = a.servingDevices()
+	for _, d := range k.DeviceList {
+		k.Devices = append(k.Devices, d.Name)
+	}
+	outside := api.EnabledFeature{Enabled: r.outside && len(k.Devices) > 0}
+	f.ExternalIPs, f.LoadBalancer, f.HostPort = outside, outside, outside
+	f.NodePort.Enabled = outside.Enabled
+	if !r.known {
+		return k
+	}
+	f.NodePort.Algorithm = "Random"
+	if c.MaglevSize > 0 {
+		f.NodePort.Algorithm, f.NodePort.LutSize = "Maglev", int64(c.MaglevSize)
+	}
+	if outside.Enabled {
+		f.NodePort.PortMin, f.NodePort.PortMax = int64(c.NodePortMin), int64(c.NodePortMax)
+		switch c.LBMode {
+		case bpf.LBSNAT:
+			f.NodePort.Mode = "SNAT"
+		case bpf.LBDSR:
+			f.NodePort.Mode, f.NodePort.DSRMode = "DSR", "VXLAN"
+		case bpf.LBHybrid:
+			f.NodePort.Mode, f.NodePort.DSRMode = "Hybrid", "VXLAN"
+		}
+	}
+	return k
+}
+
+// servingDevices are the devices on which a program takes what comes in, and the one of them that has
+// the node's own address.
+func (a *Agent) servingDevices() (out []api.KPRDevice, direct string) {
+	for _, d := range a.tables.Devices.All() {
+		h := attach.Hook{Ifindex: d.Index}
+		want, ok := a.hook(h)
+		if !ok {
+			continue
+		}
+		seen, err := attach.OnDevice(h)
+		if s := a.judge(api.Attachment{}, want, seen, err).State; s != api.AttachmentOK && s != api.AttachmentBehind {
+			continue
+		}
+		k := api.KPRDevice{Name: d.Name, IP: []string{}}
+		for _, p := range d.Addrs {
+			k.IP = append(k.IP, p.Addr().String())
+		}
+		out = append(out, k)
+		if d.DirectRouting {
+			direct = d.Name
+		}
+	}
+	slices.SortFunc(out, func(x, y api.KPRDevice) int { return cmp.Compare(x.Name, y.Name) })
+	return out, direct
 }
 
 // deviceAttachments compares the hooks of devices with what belongs there.

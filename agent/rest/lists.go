@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -274,97 +275,22 @@ func apiServerAddrs(t *state.Tables) map[netip.Addr]bool {
 	return out
 }
 
-func (s *Server) services() []api.Service {
-	if s.src.Services != nil {
-		out := s.src.Services()
-		slices.SortFunc(out, func(a, b api.Service) int { return cmp.Compare(a.Spec.ID, b.Spec.ID) })
-		return out
-	}
-	return ServicesOf(s.src.Tables)
-}
-
-// ServicesOf derives the ClusterIP frontends and their backends from the tables. The numbers are
-// positions in the sorted list, not those of the datapath.
-func ServicesOf(t *state.Tables) []api.Service {
+// services lists frontends, of one namespace or Service if the query asks for that.
+func (s *Server) services(q url.Values) ([]api.Service, error) {
 	out := []api.Service{}
-	for _, svc := range t.Services.All() {
-		if svc.Headless || svc.Type == "ExternalName" {
-			continue
-		}
-		slicesOf := t.EndpointSlices.ByIndex("service", svc.Name.String())
-		for _, ip := range svc.ClusterIPs {
-			for _, p := range svc.Ports {
-				out = append(out, api.Service{Spec: api.ServiceSpec{
-					Frontend: api.FrontendAddress{IP: ip.String(), Port: p.Port, Protocol: p.Protocol, Scope: "external"},
-					Backends: backendsOf(slicesOf, p, ip.Is6(), svc.PublishNotReady),
-					Flags: api.ServiceSpecFlags{
-						Type: "ClusterIP", Name: svc.Name.Name, Namespace: svc.Name.Namespace,
-						ExtTrafficPolicy: localOrCluster(svc.ExternalTrafficLocal),
-						IntTrafficPolicy: localOrCluster(svc.InternalTrafficLocal),
-					},
-				}})
-			}
+	if s.src.Services == nil {
+		return out, nil
+	}
+	all, err := s.src.Services()
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range all {
+		if (!q.Has("namespace") || q.Get("namespace") == x.Spec.Flags.Namespace) && (!q.Has("name") || q.Get("name") == x.Spec.Flags.Name) {
+			out = append(out, x)
 		}
 	}
-	slices.SortFunc(out, func(a, b api.Service) int {
-		fa, fb := a.Spec.Frontend, b.Spec.Frontend
-		ia, _ := netip.ParseAddr(fa.IP)
-		ib, _ := netip.ParseAddr(fb.IP)
-		return cmp.Or(ia.Compare(ib), cmp.Compare(fa.Port, fb.Port), cmp.Compare(fa.Protocol, fb.Protocol))
-	})
-	for i := range out {
-		out[i].Spec.ID = int64(i + 1)
-		out[i].Status = &api.ServiceStatus{Realized: out[i].Spec}
-	}
-	return out
-}
-
-func backendsOf(all []state.EndpointSlice, p state.ServicePort, v6, notReady bool) []api.BackendAddress {
-	out := []api.BackendAddress{}
-	seen := map[string]bool{}
-	for _, sl := range all {
-		if sl.IPv6 != v6 {
-			continue
-		}
-		for _, sp := range sl.Ports {
-			if sp.Name != p.Name || sp.Protocol != p.Protocol {
-				continue
-			}
-			for _, ep := range sl.Endpoints {
-				if !ep.Ready && !notReady && (!ep.Serving || !ep.Terminating) {
-					continue
-				}
-				st := "active"
-				if ep.Terminating {
-					st = "terminating"
-				}
-				for _, a := range ep.Addresses {
-					key := netip.AddrPortFrom(a, sp.Port).String()
-					if seen[key] {
-						continue
-					}
-					seen[key] = true
-					out = append(out, api.BackendAddress{
-						IP: a.String(), Port: sp.Port, Protocol: sp.Protocol, State: st,
-						NodeName: ep.NodeName, Zone: ep.Zone,
-					})
-				}
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b api.BackendAddress) int {
-		ia, _ := netip.ParseAddr(a.IP)
-		ib, _ := netip.ParseAddr(b.IP)
-		return cmp.Or(ia.Compare(ib), cmp.Compare(a.Port, b.Port))
-	})
-	return out
-}
-
-func localOrCluster(local bool) string {
-	if local {
-		return "Local"
-	}
-	return "Cluster"
+	return out, nil
 }
 
 // labelTexts are sorted labels as people read them, never nil.

@@ -246,3 +246,24 @@ func TestStatusTellsOfTheKernel(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+func TestServicesAreListedByName(t *testing.T) {
+	s := New(Sources{Services: func() ([]api.Service, error) {
+		var out []api.Service
+		for i, n := range []string{"a", "b"} {
+			out = append(out, api.Service{Spec: api.ServiceSpec{ID: int64(i), Flags: api.ServiceSpecFlags{Namespace: "default", Name: n}}})
+		}
+		return out, nil
+	}})
+	for query, want := range map[string]int{"": 2, "?namespace=default": 2, "?namespace=default&name=b": 1, "?namespace=x": 0, "?name=a": 1} {
+		_, body := get(t, s.Handler(), "/v1/service"+query)
+		var got []api.Service
+		if err := json.Unmarshal([]byte(body), &got); err != nil || got == nil || len(got) != want {
+			t.Errorf("%q: %d, want %d (%v)", query, len(got), want, err)
+		}
+	}
+	s = New(Sources{Services: func() ([]api.Service, error) { return nil, errors.New("map front: denied") }})
+	if code, body := get(t, s.Handler(), "/v1/service"); code != 500 || !strings.Contains(body, "map front: denied") {
+		t.Errorf("an error: %d %s", code, body)
+	}
+}

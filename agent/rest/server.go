@@ -6,7 +6,7 @@
 //
 //	tables + sources --> JSON on /var/run/cilium/cilium.sock, /metrics, :9879/healthz
 //
-// It only reads. What changes the node (CNI) is a handler that the agent mounts here.
+// It only reads. What changes the node (CNI, and that connections be forgotten) the agent gives it.
 package rest
 
 import (
@@ -34,16 +34,11 @@ type Settings struct {
 	ClusterName string
 	IPv4, IPv6  bool
 	// RoutingMode is "tunnel" or "native"; TunnelProtocol is "vxlan" in tunnel mode.
-	RoutingMode    string
-	TunnelProtocol string
-	// KubeProxyReplacement says that Services are ours; SocketLB that they are translated at the
-	// socket, SocketLBHostnsOnly that this happens for processes of the host namespace only.
-	KubeProxyReplacement bool
-	SocketLB             bool
-	SocketLBHostnsOnly   bool
-	MasqueradeIPv4       bool
-	MasqueradeIPv6       bool
-	NativeRoutingCIDR    string
+	RoutingMode       string
+	TunnelProtocol    string
+	MasqueradeIPv4    bool
+	MasqueradeIPv6    bool
+	NativeRoutingCIDR string
 	// AttachMode is "TCX" or "Legacy TC".
 	AttachMode string
 	// Options maps every option to its effective value.
@@ -78,8 +73,12 @@ type Sources struct {
 	IPAM        func() api.IPAMStatus
 	CNIFile     func() api.Status
 	Controllers func() []api.Controller
-	// Services lists frontends with their ids; without it they are derived from the tables.
-	Services func() []api.Service
+	// KubeProxyReplacement says what the kernel does for Services.
+	KubeProxyReplacement func() *api.KubeProxyReplacement
+	// Services lists the frontends that are in the kernel.
+	Services func() ([]api.Service, error)
+	// FlushFlows forgets all connections and returns their number.
+	FlushFlows func() (uint64, error)
 	// NetworkPolicies is the number of NetworkPolicy objects, which nothing enforces.
 	NetworkPolicies func() int
 	Maps            MapSource
@@ -120,11 +119,12 @@ func New(src Sources) *Server {
 	get("/v1/identity", func(r *http.Request) (any, error) { return s.identities(r.URL.Query()["labels"]), nil })
 	get("/v1/identity/{id}", func(r *http.Request) (any, error) { return s.identity(r.PathValue("id")) })
 	get("/v1/ip", func(*http.Request) (any, error) { return s.ips(), nil })
-	get("/v1/service", func(*http.Request) (any, error) { return s.services(), nil })
+	get("/v1/service", func(r *http.Request) (any, error) { return s.services(r.URL.Query()) })
 	get("/v1/map", func(*http.Request) (any, error) { return s.maps() })
 	get("/v1/map/{name}", func(r *http.Request) (any, error) { return s.bpfMap(r.PathValue("name")) })
 	get("/v1/metrics", func(*http.Request) (any, error) { return s.metrics.list() })
 	s.mux.HandleFunc("GET /v1/monitor", s.monitor)
+	s.mux.HandleFunc("DELETE /v1/flows", s.metrics.timed("/v1/flows", s.flush))
 	if src.CNI != nil {
 		s.mux.Handle("/v1/cni/", src.CNI)
 	}
@@ -184,6 +184,15 @@ func (s *Server) bpfMap(name string) (api.BPFMap, error) {
 		return api.BPFMap{}, notFound{"no map " + name}
 	}
 	return m, err
+}
+
+// flush forgets all connections.
+func (s *Server) flush(w http.ResponseWriter, _ *http.Request) int {
+	if s.src.FlushFlows == nil {
+		return s.reply(w, nil, notFound{"this agent has no connection tables"})
+	}
+	n, err := s.src.FlushFlows()
+	return s.reply(w, api.Flushed{Entries: n}, err)
 }
 
 // monitor streams events, one JSON object a line, until the client or the agent goes.

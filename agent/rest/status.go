@@ -33,17 +33,19 @@ func (s *Server) Status() api.StatusResponse {
 		IdentityRange: &api.IdentityRange{
 			MinIdentity: int64(state.IdentityMinimal), MaxIdentity: int64(state.IdentityMaximal),
 		},
-		IPv4BigTCP:           &api.BigTCP{},
-		IPv6BigTCP:           &api.BigTCP{},
-		KubeProxyReplacement: s.kubeProxyReplacement(),
-		Kvstore:              &api.Status{State: api.StateDisabled},
-		Masquerading:         s.masquerading(),
-		Routing:              s.routing(),
-		SRv6:                 &api.SRv6{},
+		IPv4BigTCP:   &api.BigTCP{},
+		IPv6BigTCP:   &api.BigTCP{},
+		Kvstore:      &api.Status{State: api.StateDisabled},
+		Masquerading: s.masquerading(),
+		Routing:      s.routing(),
+		SRv6:         &api.SRv6{},
 	}
 	if s.src.Attachments != nil {
 		a := s.src.Attachments()
 		out.Attachments = &a
+	}
+	if s.src.KubeProxyReplacement != nil {
+		out.KubeProxyReplacement = s.src.KubeProxyReplacement()
 	}
 	if s.src.Kubernetes != nil {
 		k := s.src.Kubernetes()
@@ -183,58 +185,22 @@ func (s *Server) masquerading() *api.Masquerading {
 	}
 	if m.Enabled {
 		m.Mode = "BPF"
-		for _, d := range s.kprDevices() {
-			m.Devices = append(m.Devices, d.Name)
-		}
+		m.Devices = s.devices()
 	}
 	return m
 }
 
-func (s *Server) kprDevices() []api.KPRDevice {
-	out := []api.KPRDevice{}
+// devices are the names of the devices that lead out of the node.
+func (s *Server) devices() []string {
+	var out []string
 	if s.src.Tables == nil {
 		return out
 	}
 	for _, d := range s.src.Tables.Devices.All() {
-		k := api.KPRDevice{Name: d.Name, IP: []string{}}
-		for _, p := range d.Addrs {
-			k.IP = append(k.IP, p.Addr().String())
-		}
-		out = append(out, k)
+		out = append(out, d.Name)
 	}
-	slices.SortFunc(out, func(a, b api.KPRDevice) int { return cmp.Compare(a.Name, b.Name) })
+	slices.Sort(out)
 	return out
-}
-
-func (s *Server) kubeProxyReplacement() *api.KubeProxyReplacement {
-	cfg := s.src.Settings
-	k := &api.KubeProxyReplacement{Mode: "False", DeviceList: s.kprDevices()}
-	for _, d := range k.DeviceList {
-		k.Devices = append(k.Devices, d.Name)
-	}
-	if s.src.Tables != nil {
-		for _, d := range s.src.Tables.Devices.All() {
-			if d.DirectRouting {
-				k.DirectRoutingDevice = d.Name
-			}
-		}
-	}
-	f := &api.KPRFeatures{
-		Annotations:           []string{},
-		BPFSocketLBHostnsOnly: cfg.SocketLBHostnsOnly,
-		ClusterIP:             &api.EnabledFeature{Enabled: cfg.KubeProxyReplacement},
-		NodePort:              api.NodePortFeature{Algorithm: "Random", Acceleration: "Disabled"},
-	}
-	if cfg.KubeProxyReplacement {
-		k.Mode = "True"
-		f.SocketLB.Enabled = cfg.SocketLB
-		f.HostReachableServices.Enabled = cfg.SocketLB
-		if cfg.SocketLB {
-			f.HostReachableServices.Protocols = []string{"TCP", "UDP"}
-		}
-	}
-	k.Features = f
-	return k
 }
 
 func (s *Server) config() api.Config {

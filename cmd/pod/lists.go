@@ -259,10 +259,15 @@ func writeIPs(w io.Writer, ips []api.IPEntry, labels map[int64][]string, verbose
 
 func newService(a *app) *cobra.Command {
 	var out output
+	var namespace, name string
 	list := &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List Services and their backends", Args: cobra.NoArgs,
+		Use: "list", Aliases: []string{"ls"}, Short: "List the frontends of Services and their backends", Args: cobra.NoArgs,
+		Long: `List the frontends of Services that are in the kernel of this node, with the backends that callers get.
+
+All frontends of a Service port and family share a number. Where callers outside the cluster and inside
+get other backends, the frontend is listed for both; "/i" is for those inside.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			svcs, err := a.client().Services(c.Context())
+			svcs, err := a.client().Services(c.Context(), namespace, name)
 			if err != nil {
 				return err
 			}
@@ -273,7 +278,33 @@ func newService(a *app) *cobra.Command {
 		},
 	}
 	out.bind(list)
-	return group("service", "Show Services", list)
+	list.Flags().StringVarP(&namespace, "namespace", "n", "", "only Services of this namespace")
+	list.Flags().StringVar(&name, "name", "", "only Services of this name")
+
+	var getOut output
+	get := &cobra.Command{
+		Use: "get ID", Short: "Show the frontends of a Service port by its number", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || id < 1 {
+				return fmt.Errorf("invalid service id %q: want a number of `service list`", args[0])
+			}
+			svcs, err := a.client().Services(c.Context(), "", "")
+			if err != nil {
+				return err
+			}
+			svcs = slices.DeleteFunc(svcs, func(s api.Service) bool { return s.Spec.ID != id })
+			if len(svcs) == 0 {
+				return fmt.Errorf("no service %d", id)
+			}
+			if done, err := getOut.print(a.w.Out, svcs); done {
+				return err
+			}
+			return writeServices(a.w.Out, svcs)
+		},
+	}
+	getOut.bind(get)
+	return group("service", "Show Services", list, get)
 }
 
 func writeServices(w io.Writer, svcs []api.Service) error {
@@ -295,7 +326,11 @@ func writeServices(w io.Writer, svcs []api.Service) error {
 			rows = append(rows, row)
 		}
 		f := sp.Frontend
-		fmt.Fprintf(t, "%d\t%s/%s\t%s\t%s\t\n", sp.ID, hostPort(f.IP, f.Port), f.Protocol, sp.Flags.Type, rows[0])
+		front := hostPort(f.IP, f.Port) + "/" + f.Protocol
+		if f.Scope == "internal" {
+			front += "/i"
+		}
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t\n", sp.ID, front, sp.Flags.Type, rows[0])
 		for _, r := range rows[1:] {
 			fmt.Fprintf(t, "\t\t\t%s\t\n", r)
 		}

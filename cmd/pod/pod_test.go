@@ -73,6 +73,41 @@ func tables() *state.Tables {
 	return t
 }
 
+func kubeProxyReplacement() *api.KubeProxyReplacement {
+	on := api.EnabledFeature{Enabled: true}
+	return &api.KubeProxyReplacement{
+		Mode: "True", Devices: []string{"eth0", "eth1"}, DirectRoutingDevice: "eth0",
+		DeviceList: []api.KPRDevice{{Name: "eth0", IP: []string{"172.18.0.2", "fe80::1"}}, {Name: "eth1", IP: []string{"192.0.2.1"}}},
+		Features: &api.KPRFeatures{
+			Annotations: []string{}, ClusterIP: &on, ExternalIPs: on, GracefulTermination: on, HostPort: on, LoadBalancer: on,
+			HostReachableServices: api.HostReachableServices{Enabled: true, Protocols: []string{"TCP", "UDP"}}, SocketLB: on, SessionAffinity: on,
+			NodePort: api.NodePortFeature{Enabled: true, Mode: "SNAT", Algorithm: "Random", Acceleration: "Disabled", PortMin: 30000, PortMax: 32767},
+		},
+	}
+}
+
+// services are the frontends of one Service of type NodePort with externalTrafficPolicy Local.
+func services() []api.Service {
+	here := api.BackendAddress{IP: "10.244.1.7", Port: 8080, Protocol: "TCP", State: "active", NodeName: "n1"}
+	away := api.BackendAddress{IP: "10.244.2.9", Port: 8080, Protocol: "TCP", State: "terminating", NodeName: "n2"}
+	row := func(id int64, kind, ip string, port uint16, proto, scope string, backends ...api.BackendAddress) api.Service {
+		spec := api.ServiceSpec{
+			ID: id, Frontend: api.FrontendAddress{IP: ip, Port: port, Protocol: proto, Scope: scope}, Backends: append([]api.BackendAddress{}, backends...),
+			Flags: api.ServiceSpecFlags{
+				Type: kind, Namespace: "default", Name: "web", TrafficPolicy: "Local", ExtTrafficPolicy: "Local", IntTrafficPolicy: "Cluster", HealthCheckNodePort: 31000,
+			},
+		}
+		return api.Service{Spec: spec, Status: &api.ServiceStatus{Realized: spec}}
+	}
+	return []api.Service{
+		row(1, "ClusterIP", "10.96.0.20", 53, "UDP", "external"),
+		row(2, "ClusterIP", "10.96.0.20", 80, "TCP", "external", here, away),
+		row(2, "NodePort", "0.0.0.0", 30080, "TCP", "external", here),
+		row(2, "NodePort", "0.0.0.0", 30080, "TCP", "internal", here, away),
+		row(3, "ClusterIP", "fd00:10::20", 80, "TCP", "external"),
+	}
+}
+
 type fakeMaps struct{}
 
 func (fakeMaps) Maps() ([]api.BPFMap, error) {
@@ -98,6 +133,19 @@ func (fakeMaps) Map(name string) (api.BPFMap, error) {
 		m.Cache = []api.MapEntry{{Key: "3", Value: "10.244.1.7:8080/TCP (active)"}}
 	case "view:lb-revnat":
 		m.Cache = []api.MapEntry{{Key: "1", Value: "10.96.0.20:80"}}
+	case "view:lb-sources":
+		m.Cache = []api.MapEntry{{Key: "192.0.2.0/24 (1)", Value: "203.0.113.1:80/TCP"}}
+	case "view:lb-affinity":
+		m.Cache = []api.MapEntry{{Key: "192.0.2.77 (1)", Value: "10.244.1.7:8080/TCP (3) idle=1s"}}
+	case "view:lb-maglev":
+		m.Cache = []api.MapEntry{{Key: "1", Value: "7 entries by backend [3: 4, 4: 3]"}}
+	case "view:lb-maglev:1":
+		m.Cache = []api.MapEntry{{Key: "1", Value: "[3, 4, 3, 4, 3, 4, 3]"}}
+	case "view:lb-maglev:2":
+	case "view:nat":
+		m.Cache = []api.MapEntry{{
+			Key: "TCP OUT 10.244.1.7:40000 -> 198.51.100.1:80", Value: "XLATE_SRC 172.18.0.2:50000 Idle=1s", Fields: map[string]string{"direction": "OUT"},
+		}}
 	case "view:endpoint":
 		m.Cache = []api.MapEntry{
 			{Key: "10.244.1.7", Value: "id=12 sec_id=6040 flags=0x0000 ifindex=9 mac=02:00:00:00:00:01 nodemac=02:00:00:00:00:02"},
@@ -112,7 +160,7 @@ func (fakeMaps) Map(name string) (api.BPFMap, error) {
 			"reason": "Policy denied", "direction": "INGRESS", "packets": "3", "bytes": "222", "line": "77", "file": "flow.h",
 		}}}
 	case "view:ct":
-		m.Cache = []api.MapEntry{{Key: "TCP PLAIN 10.0.0.1:1 -> 10.0.0.2:80", Value: "idle=1s", Fields: map[string]string{"kind": "PLAIN"}}}
+		m.Cache = []api.MapEntry{{Key: "TCP OUT 10.0.0.1:1 -> 10.0.0.2:80", Value: "expires=117 Bytes=1024", Fields: map[string]string{"kind": "PLAIN", "remaining": "17"}}}
 	case "addr":
 		m.Cache = []api.MapEntry{{Key: "10.244.1.7", Value: "kind=local-endpoint"}}
 	default:
@@ -156,11 +204,13 @@ func serve(t *testing.T, ready error, failing string) string {
 	src := rest.Sources{
 		Settings: rest.Settings{
 			NodeName: "n1", ClusterName: "kubernetes", IPv4: true, RoutingMode: "tunnel", TunnelProtocol: "vxlan",
-			KubeProxyReplacement: true, SocketLB: true, MasqueradeIPv4: true, AttachMode: "TCX",
+			MasqueradeIPv4: true, AttachMode: "TCX",
 			Options: map[string]string{"tunnel-port": "8472", "debug": "false"},
 		},
-		Tables: tables(),
-		Ready:  func() error { return ready },
+		Tables:               tables(),
+		Ready:                func() error { return ready },
+		KubeProxyReplacement: kubeProxyReplacement, Services: func() ([]api.Service, error) { return services(), nil },
+		FlushFlows: func() (uint64, error) { return 42, nil },
 		Attachments: func() api.AttachmentStatus {
 			return api.AttachmentStatus{Generation: "0123456789abcdef", Devices: 12, Sockets: 8, Foreign: 1, Repairs: 2, LastAudit: now}
 		},
@@ -279,6 +329,16 @@ func TestOutputs(t *testing.T) {
 		"bpf-lb-frontends":   "bpf lb list --frontends",
 		"bpf-lb-backends":    "bpf lb list --backends",
 		"bpf-lb-revnat":      "bpf lb list --revnat",
+		"bpf-lb-sources":     "bpf lb list --source-ranges",
+		"bpf-lb-affinity":    "bpf lb list --affinity",
+		"bpf-lb-maglev":      "bpf lb maglev list",
+		"bpf-lb-maglev-get":  "bpf lb maglev get 1 -o json",
+		"bpf-nat":            "bpf nat list",
+		"bpf-nat-json":       "bpf nat list -o json",
+		"bpf-ct-diff":        "bpf ct list -d",
+		"bpf-ct-flush":       "bpf ct flush global",
+		"service-get":        "service get 2",
+		"service-named":      "service list -n default --name web -o jsonpath={[*].spec.frontend-address.port}",
 		"bpf-ct-json":        "bpf ct list global -o json",
 		"bpf-metrics-json":   "bpf metrics list -o json",
 		"metrics-json":       "metrics list -p ^cilium_forward_count -o json",
@@ -329,11 +389,11 @@ func TestStatusJSON(t *testing.T) {
 		"cni-chaining.mode": "none", "cni-file.state": "Ok", "host-firewall.mode": "Disabled", "encryption.mode": "Disabled",
 		"hubble.state": "Disabled", "attach-mode": "TCX", "datapath-mode": "veth", "configured-datapath-mode": "veth",
 		"kube-proxy-replacement.mode": "True", "kube-proxy-replacement.features.socketLB.enabled": true,
-		"kube-proxy-replacement.features.bpfSocketLBHostnsOnly": false, "kube-proxy-replacement.features.nodePort.enabled": false,
+		"kube-proxy-replacement.features.bpfSocketLBHostnsOnly": false, "kube-proxy-replacement.features.nodePort.enabled": true, "kube-proxy-replacement.features.nodePort.portMin": 30000.0,
 		"kube-proxy-replacement.features.nodePort.acceleration": "Disabled", "kube-proxy-replacement.features.hostReachableServices.protocols.0": "TCP",
-		"kube-proxy-replacement.features.gracefulTermination.enabled": false, "kube-proxy-replacement.features.nat46X64.enabled": false,
-		"kube-proxy-replacement.features.externalIPs.enabled": false, "kube-proxy-replacement.features.hostPort.enabled": false,
-		"kube-proxy-replacement.features.sessionAffinity.enabled": false, "kube-proxy-replacement.features.socketLBTracing.enabled": false,
+		"kube-proxy-replacement.features.gracefulTermination.enabled": true, "kube-proxy-replacement.features.nat46X64.enabled": false,
+		"kube-proxy-replacement.features.externalIPs.enabled": true, "kube-proxy-replacement.features.hostPort.enabled": true,
+		"kube-proxy-replacement.features.sessionAffinity.enabled": true, "kube-proxy-replacement.features.socketLBTracing.enabled": false,
 		"kube-proxy-replacement.deviceList.0.name": "eth0", "kube-proxy-replacement.deviceList.0.ip.0": "172.18.0.2",
 		"kube-proxy-replacement.directRoutingDevice": "eth0", "kube-proxy-replacement.devices.0": "eth0",
 		"masquerading.mode": "BPF", "masquerading.enabledProtocols.ipv4": true, "masquerading.enabled": true,
@@ -440,23 +500,28 @@ func TestWithoutAnAgent(t *testing.T) {
 func TestMistakesAreNamed(t *testing.T) {
 	socket := serve(t, nil, "")
 	for cmd, want := range map[string]string{
-		"status --all-health":      "nodes do not probe each other yet",
-		"status --endpoints":       "--endpoints needs -o",
-		"identity get --label x=y": "no identity has the labels x=y",
-		"bpf nat list":             "there is no separate NAT map",
-		"bpf ct list 12":           "one connection table for all endpoints",
-		"monitor -t l7":            `no events of type "l7"`,
-		"monitor -t nonsense":      `unknown type "nonsense"`,
-		"identity get 4711":        "no identity 4711",
-		"identity get x":           `invalid identity "x"`,
-		"endpoint get 99":          "no endpoint 99",
-		"endpoint get foo:1":       `unknown endpoint prefix "foo"`,
-		"map get nat":              "no map nat",
-		"status -o xml":            `invalid output "xml"`,
-		"bpf ipcache get 300.1.1":  "invalid address",
-		"config debug=true":        "options cannot be set at run time",
-		"metrics list -p (":        "invalid pattern",
-		"identity get 1 --label x": "give either an identity or --label",
+		"status --all-health":              "nodes do not probe each other yet",
+		"status --endpoints":               "--endpoints needs -o",
+		"identity get --label x=y":         "no identity has the labels x=y",
+		"bpf lb maglev get 2":              "service 2 has no Maglev table",
+		"bpf lb maglev get web":            `invalid service id "web"`,
+		"service get 9":                    "no service 9",
+		"service get web":                  `invalid service id "web"`,
+		"bpf ct flush 12":                  "one connection table for all endpoints",
+		"bpf lb list --revnat --frontends": "none of the others can be",
+		"bpf ct list 12":                   "one connection table for all endpoints",
+		"monitor -t l7":                    `no events of type "l7"`,
+		"monitor -t nonsense":              `unknown type "nonsense"`,
+		"identity get 4711":                "no identity 4711",
+		"identity get x":                   `invalid identity "x"`,
+		"endpoint get 99":                  "no endpoint 99",
+		"endpoint get foo:1":               `unknown endpoint prefix "foo"`,
+		"map get nat":                      "no map nat",
+		"status -o xml":                    `invalid output "xml"`,
+		"bpf ipcache get 300.1.1":          "invalid address",
+		"config debug=true":                "options cannot be set at run time",
+		"metrics list -p (":                "invalid pattern",
+		"identity get 1 --label x":         "give either an identity or --label",
 	} {
 		_, errOut, code := run(socket, strings.Fields(cmd)...)
 		if code != 1 || !strings.Contains(errOut, want) {

@@ -36,7 +36,11 @@ func writeStatus(w io.Writer, st *api.StatusResponse, d details, now time.Time) 
 		}
 	}
 	if k := st.KubeProxyReplacement; k != nil {
-		row("KubeProxyReplacement", "%s\t%s", k.Mode, bracketed(deviceList(k)))
+		devices := ""
+		if k.Mode != "False" {
+			devices = bracketed(deviceList(k))
+		}
+		row("KubeProxyReplacement", "%s\t%s", k.Mode, devices)
 	}
 	if f := st.HostFirewall; f != nil {
 		row("Host firewall", "%s\t%s", f.Mode, bracketed(strings.Join(f.Devices, ", ")))
@@ -346,6 +350,11 @@ func writeKPR(w io.Writer, k *api.KubeProxyReplacement) error {
 	fmt.Fprintf(t, "  - LoadBalancer:\t%s\n", onOff(f.LoadBalancer.Enabled))
 	fmt.Fprintf(t, "  - externalIPs:\t%s\n", onOff(f.ExternalIPs.Enabled))
 	fmt.Fprintf(t, "  - HostPort:\t%s\n", onOff(f.HostPort.Enabled))
+	annotations := "(n/a)"
+	if len(f.Annotations) > 0 {
+		annotations = strings.Join(f.Annotations, ", ")
+	}
+	fmt.Fprintf(t, "  Annotations:\t%s\n", annotations)
 	return t.Flush()
 }
 

@@ -167,10 +167,23 @@ func (c *Client) IPs(ctx context.Context) ([]api.IPEntry, error) {
 	return out, c.Get(ctx, "/v1/ip", &out)
 }
 
-// Services lists frontends and backends.
-func (c *Client) Services(ctx context.Context) ([]api.Service, error) {
+// Services lists frontends and backends; a namespace or a name that is not empty limits the list.
+func (c *Client) Services(ctx context.Context, namespace, name string) ([]api.Service, error) {
+	q := url.Values{}
+	for k, v := range map[string]string{"namespace": namespace, "name": name} {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
 	var out []api.Service
-	return out, c.Get(ctx, "/v1/service", &out)
+	return out, c.Get(ctx, "/v1/service?"+q.Encode(), &out)
+}
+
+// FlushFlows has the agent forget all connections and returns how many entries there were.
+func (c *Client) FlushFlows(ctx context.Context) (uint64, error) {
+	var out api.Flushed
+	err := c.call(ctx, http.MethodDelete, "/v1/flows", nil, &out)
+	return out.Entries, err
 }
 
 // Nodes lists the nodes that the agent knows.

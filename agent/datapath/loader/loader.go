@@ -275,6 +275,25 @@ func (p *Programs) AttachType(name string) ebpf.AttachType { return p.types[name
 // NameOf returns the name of a program of this generation, or "" for any other.
 func (p *Programs) NameOf(id ebpf.ProgramID) string { return p.ids[id] }
 
+// Uses says whether a program of the generation reads or writes a map.
+func (p *Programs) Uses(program string, m *ebpf.Map) (bool, error) {
+	prog, err := p.Get(program)
+	if err != nil || m == nil {
+		return false, nil // a generation without it
+	}
+	info, err := prog.Info()
+	if err != nil {
+		return false, fmt.Errorf("program %s: %w", program, err)
+	}
+	minfo, err := m.Info()
+	if err != nil {
+		return false, fmt.Errorf("map of program %s: %w", program, err)
+	}
+	ids, _ := info.MapIDs()
+	id, ok := minfo.ID()
+	return ok && slices.Contains(ids, id), nil
+}
+
 // Socket lists the programs for cgroup hooks, sorted.
 func (p *Programs) Socket() []string {
 	var out []string

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lash.internal/lash/agent/file"
+	"lash.internal/lash/bpf"
 )
 
 // Errors of Own and Check; test with errors.Is.
@@ -47,6 +48,9 @@ type State struct {
 	Generation string `json:"generation,omitempty"`
 	// Programs are the kernel's numbers of the programs that may be attached, by generation.
 	Programs map[string][]ebpf.ProgramID `json:"programs,omitempty"`
+	// Constants are what they were loaded with, as far as that is known: a bpf.Config of the version
+	// that has loaded them.
+	Constants map[string]json.RawMessage `json:"constants,omitempty"`
 }
 
 // Options of Own.
@@ -138,7 +142,7 @@ func (r *Root) identify(o Options) error {
 		if err := r.compare(o, was, now); err != nil {
 			return err
 		}
-		now.Generation, now.Programs = was.Generation, was.Programs
+		now.Generation, now.Programs, now.Constants = was.Generation, was.Programs, was.Constants
 		for _, ids := range was.Programs {
 			r.Lost = append(r.Lost, ids...)
 		}
@@ -194,11 +198,33 @@ func (r *Root) Check() error {
 	return nil
 }
 
-// Note remembers the generation in use and the programs that may be attached.
-func (r *Root) Note(generation string, programs map[string][]ebpf.ProgramID) error {
+// Constants are what a generation was loaded with; ok is false if that is not known.
+func (r *Root) Constants(generation string) (c bpf.Config, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.state.Generation, r.state.Programs = generation, programs
+	raw, ok := r.state.Constants[generation]
+	return c, ok && json.Unmarshal(raw, &c) == nil
+}
+
+// Note remembers the generation in use, the programs that may be attached, and what of their
+// constants is known now.
+func (r *Root) Note(generation string, programs map[string][]ebpf.ProgramID, constants map[string]bpf.Config) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := map[string]json.RawMessage{}
+	for g := range programs {
+		if raw, ok := r.state.Constants[g]; ok {
+			known[g] = raw
+		}
+		if c, ok := constants[g]; ok {
+			raw, err := json.Marshal(c)
+			if err != nil {
+				return fmt.Errorf("constants of generation %s: %w", g, err)
+			}
+			known[g] = raw
+		}
+	}
+	r.state.Generation, r.state.Programs, r.state.Constants = generation, programs, known
 	return r.store()
 }
 

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lash.internal/lash/agent/datapath/testnode"
+	"lash.internal/lash/bpf"
 )
 
 // options are those of a node on which programs are attached at the given places.
@@ -71,7 +72,7 @@ func TestRestart(t *testing.T) {
 	if len(r.Lost) != 0 || r.Check() != nil {
 		t.Errorf("fresh node: %v, %v", r.Lost, r.Check())
 	}
-	if err := r.Note("g1", programs); err != nil {
+	if err := r.Note("g1", programs, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
@@ -81,13 +82,36 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestConstantsAreKept over a restart, for as long as their generation may be attached.
+func TestConstantsAreKept(t *testing.T) {
+	root, dir := testnode.BPFFS(t), t.TempDir()
+	r := own(t, options(root, dir))
+	if err := r.Note("g1", programs, map[string]bpf.Config{"g1": {MaglevSize: 251}}); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	r = own(t, options(root, dir))
+	if err := r.Note("g1", programs, nil); err != nil {
+		t.Fatal(err)
+	}
+	if c, ok := r.Constants("g1"); !ok || c.MaglevSize != 251 {
+		t.Errorf("constants %+v, %t", c, ok)
+	}
+	if err := r.Note("g2", map[string][]ebpf.ProgramID{"g2": {9}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if c, ok := r.Constants("g1"); ok {
+		t.Errorf("constants of a generation that is gone: %+v", c)
+	}
+}
+
 // TestMountedOver hides the pins behind another BPF file system: while programs that are pinned in
 // the hidden one are attached, an agent that starts refuses, and one that runs notices. When nothing
 // of the former is left, it starts afresh.
 func TestMountedOver(t *testing.T) {
 	root, dir := testnode.BPFFS(t), t.TempDir()
 	r := own(t, options(root, dir))
-	if err := r.Note("g1", programs); err != nil {
+	if err := r.Note("g1", programs, nil); err != nil {
 		t.Fatal(err)
 	}
 	testnode.Mount(t, root)
@@ -128,7 +152,7 @@ func TestMountedOver(t *testing.T) {
 func TestOtherNode(t *testing.T) {
 	root, dir := testnode.BPFFS(t), t.TempDir()
 	r := own(t, options(root, dir))
-	if err := r.Note("g1", programs); err != nil {
+	if err := r.Note("g1", programs, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
@@ -145,7 +169,7 @@ func TestBrokenState(t *testing.T) {
 	root, dir := testnode.BPFFS(t), t.TempDir()
 	path := filepath.Join(dir, "state.json")
 	r := own(t, options(root, dir))
-	if err := r.Note("g1", programs); err != nil {
+	if err := r.Note("g1", programs, nil); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
@@ -191,7 +215,7 @@ func TestNoRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = r.Note("g1", programs)
+	err = r.Note("g1", programs, nil)
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "state.json") {
 		t.Errorf("full disk: %v", err)
 	}
