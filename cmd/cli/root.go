@@ -181,6 +181,7 @@ var commands = []func(World) *cobra.Command{
 	newStatus,
 	newSysdump,
 	newIdentity,
+	newService,
 	newConnectivity,
 	newCluster,
 	newImage,

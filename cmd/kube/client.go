@@ -29,13 +29,14 @@ type Client struct {
 	Cluster   string // name of the kubeconfig cluster entry
 	Server    string // URL of the API server as the kubeconfig has it
 	Namespace string // the network's namespace
+	User      string // the namespace of the user's own objects, as the kubeconfig context has it
 	Release   string // the Helm release's name
 }
 
 // Client builds the clients. It reads the kubeconfig and does not contact the cluster; use Check
 // for that.
 func (f *Flags) Client() (*Client, error) {
-	context, cluster, server, err := f.contextNames()
+	context, cluster, server, user, err := f.contextNames()
 	if err != nil {
 		return nil, f.configError(err)
 	}
@@ -51,7 +52,7 @@ func (f *Flags) Client() (*Client, error) {
 	c := &Client{
 		Config: cfg, Getter: f.config,
 		Context: context, Cluster: cluster, Server: server,
-		Namespace: f.Namespace(), Release: f.release,
+		Namespace: f.Namespace(), User: user, Release: f.release,
 	}
 	if c.Server == "" {
 		c.Server = cfg.Host

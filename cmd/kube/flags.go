@@ -5,10 +5,12 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/pflag"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 )
 
@@ -82,21 +84,21 @@ func (f *Flags) where() string {
 	return strings.Join(loader.GetLoadingPrecedence(), ", ")
 }
 
-// contextNames returns the context in use, its cluster entry and that entry's server URL. All are
-// empty when the process runs in a pod without a kubeconfig.
-func (f *Flags) contextNames() (context, cluster, server string, err error) {
+// contextNames returns the context in use, its cluster entry, that entry's server URL, and the
+// namespace of the context. Names are empty when the process runs in a pod without a kubeconfig.
+func (f *Flags) contextNames() (context, cluster, server, namespace string, err error) {
 	raw, err := f.config.ToRawKubeConfigLoader().RawConfig()
 	if err != nil {
-		return "", "", "", fmt.Errorf("reading %s: %w", f.where(), err)
+		return "", "", "", "", fmt.Errorf("reading %s: %w", f.where(), err)
 	}
 	context = raw.CurrentContext
 	if *f.config.Context != "" {
 		context = *f.config.Context
 	}
 	if c := raw.Contexts[context]; c != nil {
-		cluster = c.Cluster
+		cluster, namespace = c.Cluster, c.Namespace
 	} else if context != "" {
-		return "", "", "", fmt.Errorf("%w: there is no context %q in %s (it has: %s)",
+		return "", "", "", "", fmt.Errorf("%w: there is no context %q in %s (it has: %s)",
 			ErrConfig, context, f.where(), namesOf(raw.Contexts))
 	}
 	if *f.config.ClusterName != "" {
@@ -105,5 +107,5 @@ func (f *Flags) contextNames() (context, cluster, server string, err error) {
 	if c := raw.Clusters[cluster]; c != nil {
 		server = c.Server
 	}
-	return context, cluster, server, nil
+	return context, cluster, server, cmp.Or(namespace, metav1.NamespaceDefault), nil
 }
