@@ -302,8 +302,8 @@ const (
 	SvcBlockShift = 40
 	SlotsPerElem  = 16
 	SlotElems     = 65536
-	SvcMax        = 65536
-	BackendMax    = 131072
+	SvcMax        = 131072
+	BackendMax    = 262144
 )
 
 // EventVersion is the version of Event, EventCapMax the most bytes of a packet that follow it.

@@ -5,16 +5,21 @@
 #include "../include/kernel.h"
 #include "../include/maps_abi.h"
 
-#define SVC_MAX 65536
+/*
+ * Room for 30,000 Services of two ports, each with four frontends and four backends. Arrays take their
+ * memory at once: svc 8 MiB, slot 4 MiB, backend 8 MiB. front takes 4 MiB, and more with its entries.
+ */
+#define FRONT_MAX 262144
+#define SVC_MAX 131072
 #define SLOT_ELEMS 65536 /* 1 Mi slots */
-#define BACKEND_MAX 131072
+#define BACKEND_MAX 262144
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct front_key);
 	__type(value, struct front);
-	__uint(max_entries, 131072);
+	__uint(max_entries, FRONT_MAX);
 } front SEC(".maps");
 
 struct {
