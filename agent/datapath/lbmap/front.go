@@ -50,8 +50,13 @@ func frontKey(f state.Frontend) (bpf.FrontKey, error) {
 	return k, nil
 }
 
-// frontend is the inverse of frontKey; false for keys that are not of this target.
-func frontend(k bpf.FrontKey) (state.Frontend, bool) {
+// ours says whether a key is of this target.
+func ours(k bpf.FrontKey) bool {
+	return k.Cluster == 0 && (k.Proto == protoTCP || k.Proto == protoUDP || k.Proto == protoSCTP)
+}
+
+// frontend is the inverse of frontKey.
+func frontend(k bpf.FrontKey) state.Frontend {
 	f := state.Frontend{Addr: netip.AddrFrom16(k.Ip).Unmap(), Port: bpf.Port(k.Port)}
 	switch k.Proto {
 	case protoTCP:
@@ -61,7 +66,7 @@ func frontend(k bpf.FrontKey) (state.Frontend, bool) {
 	case protoSCTP:
 		f.Protocol = "SCTP"
 	}
-	return f, f.Protocol != "" && k.Cluster == 0
+	return f
 }
 
 // flagsOf are the flags of a frontend in map front.
@@ -89,7 +94,7 @@ func flagsOf(f state.Front, primary bool) (uint32, error) {
 // frontOf is the inverse of flagsOf; false for what flagsOf never gives.
 func frontOf(e entry) (state.Front, bool) {
 	f := state.Front{Outside: e.val.Flags&bpf.FrontOutside != 0, Sources: e.val.Flags&bpf.FrontSources != 0}
-	f.Frontend, _ = frontend(e.key)
+	f.Frontend = frontend(e.key)
 	kind := e.val.Flags >> bpf.FrontTypeShift
 	if int(kind) >= len(frontTypes) {
 		return f, false
@@ -111,7 +116,7 @@ func primary(f state.Frontend, kind state.FrontType) state.Front {
 // first and removed last: what an interrupted run leaves can be told by it.
 func entries(id uint32, key bpf.FrontKey, b state.Balance) ([]entry, error) {
 	out := make([]entry, 0, 1+len(b.Fronts))
-	self, _ := frontend(key)
+	self := frontend(key)
 	add := func(f state.Front, first bool) error {
 		k, err := frontKey(f.Frontend)
 		if err != nil {
@@ -147,7 +152,7 @@ func outside(es []entry) bool {
 func (t *Target) readFronts() error {
 	n, same := 0, true
 	err := maps.Each(t.front, func(k bpf.FrontKey, v bpf.Front) {
-		if _, ours := frontend(k); ours {
+		if ours(k) {
 			n++
 			same = same && t.fronts[k] == v // a number is never 0
 		}
@@ -158,17 +163,26 @@ func (t *Target) readFronts() error {
 	if same && n == len(t.fronts) {
 		return nil
 	}
-	fronts := make(map[bpf.FrontKey]bpf.Front, n)
-	err = maps.Each(t.front, func(k bpf.FrontKey, v bpf.Front) {
-		if _, ours := frontend(k); ours {
-			fronts[k] = v
+	_, err = t.takeFronts()
+	return err
+}
+
+// takeFronts believes what is in map front.
+func (t *Target) takeFronts() ([]entry, error) {
+	var es []entry
+	err := maps.Each(t.front, func(k bpf.FrontKey, v bpf.Front) {
+		if ours(k) {
+			es = append(es, entry{k, v})
 		}
 	})
 	if err != nil {
-		return fmt.Errorf("read frontends: %w", err)
+		return nil, fmt.Errorf("read frontends: %w", err)
 	}
-	t.fronts = fronts
-	return nil
+	t.fronts = make(map[bpf.FrontKey]bpf.Front, len(es))
+	for _, e := range es {
+		t.fronts[e.key] = e.val
+	}
+	return es, nil
 }
 
 // putFronts writes the elements that differ. One that belonged to another Service port is taken over.
@@ -178,8 +192,7 @@ func (t *Target) putFronts(es []entry) error {
 			continue
 		}
 		if err := t.front.Update(&e.key, &e.val, ebpf.UpdateAny); err != nil {
-			f, _ := frontend(e.key)
-			return fmt.Errorf("write frontend %s: %w", f, err)
+			return fmt.Errorf("write frontend %s: %w", frontend(e.key), err)
 		}
 		t.fronts[e.key] = e.val
 	}
@@ -203,8 +216,7 @@ func (t *Target) dropOutdated(id uint32, keep []entry) error {
 		kept := slices.ContainsFunc(keep, func(e entry) bool { return e.key == last })
 		if !kept && t.holds(id, last) {
 			if err := t.front.Delete(&last); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				f, _ := frontend(last)
-				return fmt.Errorf("delete frontend %s: %w", f, err)
+				return fmt.Errorf("delete frontend %s: %w", frontend(last), err)
 			}
 			delete(t.fronts, last)
 		}

@@ -77,6 +77,9 @@ func (t *Target) published(ref *uint64, l list) bool {
 // are its own.
 func (t *Target) intact(r *record) (ok bool, fronts int) {
 	ok = !r.damaged && r.id != 0
+	if t.current {
+		return ok, len(r.fronts) // that is how it was found
+	}
 	for _, e := range r.fronts {
 		if t.fronts[e.key] == e.val {
 			fronts++
@@ -109,12 +112,21 @@ func (t *Target) intact(r *record) (ok bool, fronts int) {
 func (t *Target) stage(old *record, want state.Balance) (*record, error) {
 	next := &record{key: old.key, id: old.id, balance: want, table: old.table, sum: old.sum}
 	var fresh []*backend
-	take := func(in []netip.AddrPort) ([]*backend, error) {
+	// Both lists are sorted: what was there before is found without a look into byAddr.
+	take := func(in, before []netip.AddrPort, had []*backend) ([]*backend, error) {
 		if len(in) == 0 {
 			return nil, nil
 		}
 		out := make([]*backend, 0, len(in))
+		j := 0
 		for _, a := range in {
+			for j < len(had) && before[j].Compare(a) < 0 {
+				j++
+			}
+			if j < len(had) && before[j] == a {
+				out = append(out, had[j])
+				continue
+			}
 			b, isNew, err := t.acquire(endpointOf(a, old.key.Proto))
 			if err != nil {
 				return nil, err
@@ -127,9 +139,10 @@ func (t *Target) stage(old *record, want state.Balance) (*record, error) {
 		return out, nil
 	}
 	var err error
-	if next.all.backends, err = take(want.All); err == nil {
-		if next.local.backends, err = take(want.Local); err == nil {
-			next.draining, err = take(want.Draining)
+	was := old.balance
+	if next.all.backends, err = take(want.All, was.All, old.all.backends); err == nil {
+		if next.local.backends, err = take(want.Local, was.Local, old.local.backends); err == nil {
+			next.draining, err = take(want.Draining, was.Draining, old.draining)
 		}
 	}
 	if err == nil {

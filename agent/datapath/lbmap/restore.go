@@ -13,25 +13,35 @@ import (
 
 // restore reads what an earlier run has written.
 func (t *Target) restore() error {
+	n := 0
+	for id := uint32(1); id < t.backends.len; id++ {
+		if t.backends.at(id).State != bpf.BackendGone {
+			n++
+		}
+	}
+	t.byAddr = make(map[endpoint]uint32, n)
 	for id := uint32(1); id < t.backends.len; id++ {
 		e := *t.backends.at(id)
 		if e.State == bpf.BackendGone || e.Ip == [16]byte{} {
 			continue
 		}
 		b := &backend{endpoint: endpoint{e.Ip, e.Port, e.Proto}, id: id, gen: e.Gen}
-		if t.byAddr[b.endpoint] != nil || !t.backendIDs.reserve(id) {
+		if t.byAddr[b.endpoint] != 0 || !t.backendIDs.reserve(id) {
 			continue
 		}
-		t.byID[id], t.byAddr[b.endpoint] = b, b
+		t.byID[id], t.byAddr[b.endpoint] = b, id
 		t.host.add(b)
 	}
-	if err := t.readFronts(); err != nil {
+	es, err := t.takeFronts()
+	if err != nil {
 		return err
 	}
 	if err := t.readRanges(); err != nil {
 		return err
 	}
-	t.adoptAll(func(entry) bool { return true })
+	t.records = make(map[bpf.FrontKey]*record, len(es)/2)
+	t.adoptAll(es)
+	t.current = true
 	for _, b := range t.byID {
 		if b != nil && b.state() == bpf.BackendGone {
 			t.orphans = append(t.orphans, b)
@@ -40,24 +50,17 @@ func (t *Target) restore() error {
 	return nil
 }
 
-// adoptAll makes records of the elements of map front that which chooses, grouped by the number that
-// they lead to.
-func (t *Target) adoptAll(which func(entry) bool) {
-	var all []entry
-	next := []int32{}
-	heads := make([]int32, t.svcs.len) // of the list of each number: 1 + index in all
-	for k, v := range t.fronts {
-		e := entry{k, v}
-		if !which(e) {
-			continue
-		}
-		id := v.SvcId
+// adoptAll makes records of elements of map front, grouped by the number that they lead to.
+func (t *Target) adoptAll(all []entry) {
+	next := make([]int32, len(all))    // by index in all: the one before with the same number, 1 + index
+	heads := make([]int32, t.svcs.len) // by number: the last one
+	for i, e := range all {
+		id := e.val.SvcId
 		if id == 0 || id >= t.svcs.len || t.owners[id] != nil {
 			t.homeless(e)
 			continue
 		}
-		all, next = append(all, e), append(next, heads[id])
-		heads[id] = int32(len(all))
+		next[i], heads[id] = heads[id], int32(i+1)
 	}
 	var group []entry
 	for id, head := range heads {
@@ -82,9 +85,10 @@ func (t *Target) homeless(e entry) {
 // gets written anew.
 func (t *Target) adopt(id uint32, es []entry) {
 	slices.SortFunc(es, func(a, b entry) int {
-		fa, _ := frontend(a.key)
-		fb, _ := frontend(b.key)
-		return cmp.Or(cmp.Compare(b.val.Flags&bpf.FrontPrimary, a.val.Flags&bpf.FrontPrimary), fa.Compare(fb))
+		if c := cmp.Compare(b.val.Flags&bpf.FrontPrimary, a.val.Flags&bpf.FrontPrimary); c != 0 {
+			return c
+		}
+		return frontend(a.key).Compare(frontend(b.key))
 	})
 	if t.records[es[0].key] != nil || !t.svcIDs.reserve(id) {
 		for _, e := range es {
@@ -94,7 +98,7 @@ func (t *Target) adopt(id uint32, es []entry) {
 	}
 	r := &record{key: es[0].key, id: id, fronts: slices.Clone(es)}
 	t.records[r.key], t.owners[id] = r, r
-	family, _ := frontend(r.key)
+	family := frontend(r.key)
 	s := t.svcs.at(id)
 	okFronts := t.adoptFronts(r)
 	var okAll, okLocal bool

@@ -61,12 +61,13 @@ type Target struct {
 	outdated map[uint32][]bpf.FrontKey  // what is to go from there, by number
 	ranges   map[uint32][]netip.Prefix  // what map srcrange holds, by number
 	byID     []*backend
-	byAddr   map[endpoint]*backend
+	byAddr   map[endpoint]uint32
 	epoch    uint32
 
 	opened  time.Time
 	orphans []*backend // found at the start, behind no frontend
 	swept   bool       // what was found at the start and not asked for is gone
+	current bool       // Open has read the maps a moment ago
 }
 
 // Open maps the arrays into memory and restores from them what an earlier run has written.
@@ -83,7 +84,7 @@ func open(m Maps, o Options, now func() time.Time) (*Target, error) {
 		now: now, front: m.Front, srcrange: m.Srcrange, opened: now(),
 		host:    hostPorts{local: o.Local, uses: map[uint32]int{}},
 		records: map[bpf.FrontKey]*record{}, fronts: map[bpf.FrontKey]bpf.Front{}, outdated: map[uint32][]bpf.FrontKey{},
-		byAddr: map[endpoint]*backend{},
+		byAddr: map[endpoint]uint32{},
 	}
 	err := errors.Join(
 		mapInto(&t.svcs, m.Svc, "svc"), mapInto(&t.slots, m.Slot, "slot"), mapInto(&t.backends, m.Backend, "backend"),
@@ -162,11 +163,14 @@ func (t *Target) Load(context.Context) (map[state.Frontend]state.Balance, error)
 		return nil, errClosed
 	}
 	t.dropOrphans()
-	if err := errors.Join(t.readFronts(), t.readRanges()); err != nil {
-		return nil, err
+	if !t.current {
+		if err := errors.Join(t.readFronts(), t.readRanges()); err != nil {
+			return nil, err
+		}
 	}
 	t.host.repair()
 	out, known := t.judge()
+	t.current = false
 	if known < len(t.fronts) {
 		t.findStrays()
 		out, _ = t.judge()
@@ -188,8 +192,7 @@ func (t *Target) judge() (out map[state.Frontend]state.Balance, known int) {
 		if known += n; !ok || len(t.outdated[r.id]) > 0 {
 			b = state.Balance{Damaged: true}
 		}
-		f, _ := frontend(r.key)
-		out[f] = b
+		out[frontend(r.key)] = b
 	}
 	return out, known
 }
@@ -197,16 +200,17 @@ func (t *Target) judge() (out map[state.Frontend]state.Balance, known int) {
 // findStrays finds what is in map front and nobody wants: elements that lead to a Service port are its
 // to remove, others are adopted.
 func (t *Target) findStrays() {
-	t.adoptAll(func(e entry) bool {
-		o := t.owner(e.val.SvcId)
-		if o == nil {
-			return t.records[e.key] == nil
+	var es []entry
+	for k, v := range t.fronts {
+		o := t.owner(v.SvcId)
+		switch {
+		case o == nil && t.records[k] == nil:
+			es = append(es, entry{k, v})
+		case o != nil && !slices.Contains(o.fronts, entry{k, v}) && !slices.Contains(t.outdated[o.id], k):
+			t.outdated[o.id] = append(t.outdated[o.id], k)
 		}
-		if !slices.Contains(o.fronts, e) && !slices.Contains(t.outdated[o.id], e.key) {
-			t.outdated[o.id] = append(t.outdated[o.id], e.key)
-		}
-		return false
-	})
+	}
+	t.adoptAll(es)
 }
 
 // Set writes what stands behind the frontends of a Service port. Programs see all of it or what was
@@ -222,6 +226,7 @@ func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) er
 		return errClosed
 	}
 	t.dropOrphans()
+	t.current = false
 	old := t.records[key]
 	if old == nil {
 		old = &record{key: key}
