@@ -248,7 +248,7 @@ func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) er
 		if fresh {
 			t.svcIDs.put(old.id, t.now())
 		}
-		return err
+		return errors.Join(err, t.keepRanges(old.id, old.balance.SourceRanges))
 	}
 	t.publish(old, next, fresh)
 	t.records[key], t.owners[next.id] = next, next

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -17,16 +18,22 @@ import (
 	"lash.internal/lash/bpf"
 )
 
-// kernelMaps creates small maps as the programs declare them.
-func kernelMaps(t *testing.T) Maps {
+// kernelMaps creates small maps as the programs declare them, some of the sizes given.
+func kernelMaps(t *testing.T, sizes map[string]uint32) Maps {
 	t.Helper()
 	spec, err := bpf.LoadTc()
 	if err != nil {
 		t.Fatal(err)
 	}
-	create := func(name string, entries uint32) *ebpf.Map {
+	small := map[string]uint32{
+		"front": 64, "svc": 64, "slot": 16, "backend": 64, "maglev": Sizes(testMaglev, 4)["maglev"], "srcrange": 64,
+	}
+	maps.Copy(small, sizes)
+	return MapsOf(func(name string) *ebpf.Map {
 		ms := spec.Maps[name].Copy()
-		ms.MaxEntries = entries
+		if n := small[name]; n > 0 {
+			ms.MaxEntries = n
+		}
 		m, err := ebpf.NewMap(ms)
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, fs.ErrPermission) {
 			t.Skipf("cannot create maps: %v", err)
@@ -36,11 +43,7 @@ func kernelMaps(t *testing.T) Maps {
 		}
 		t.Cleanup(func() { m.Close() })
 		return m
-	}
-	return Maps{
-		create("front", 64), create("svc", 64), create("slot", 16), create("backend", 64),
-		create("maglev", Sizes(testMaglev, 4)["maglev"]), create("srcrange", 64), create("hostback", 2*bpf.HostbackWords),
-	}
+	})
 }
 
 // testMaglev is the size of Maglev tables in tests.
@@ -54,8 +57,10 @@ type fixture struct {
 	lb  *Target
 }
 
-func newFixture(t *testing.T) *fixture {
-	f := &fixture{Maps: kernelMaps(t), t: t, now: time.Unix(0, 0)}
+func newFixture(t *testing.T) *fixture { return newFixtureOf(t, nil) }
+
+func newFixtureOf(t *testing.T, sizes map[string]uint32) *fixture {
+	f := &fixture{Maps: kernelMaps(t, sizes), t: t, now: time.Unix(0, 0)}
 	f.restart()
 	t.Cleanup(func() { f.lb.Close() })
 	return f
