@@ -52,6 +52,15 @@ func (a array[T]) store(i uint32, v T) {
 	}
 }
 
+// load reads an element word by word, each at once.
+func (a array[T]) load(i uint32) (v T) {
+	dst, src := unsafe.Pointer(&v), unsafe.Pointer(a.at(i))
+	for off := uintptr(0); off < unsafe.Sizeof(v); off += 8 {
+		*(*uint64)(unsafe.Add(dst, off)) = atomic.LoadUint64((*uint64)(unsafe.Add(src, off)))
+	}
+	return v
+}
+
 func (a *array[T]) close() error {
 	if a.mem == nil {
 		return nil
