@@ -100,7 +100,7 @@ func (t *Target) intact(r *record) (ok bool, fronts int) {
 	}
 	for _, bs := range [][]*backend{r.all.backends, r.local.backends, r.draining} {
 		for _, b := range bs {
-			if *t.backends.at(b.id) != b.element() {
+			if t.backends.load(b.id) != b.element() {
 				return false, fronts
 			}
 		}
