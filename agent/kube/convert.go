@@ -157,6 +157,11 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 			r.LoadBalancerIPs = append(r.LoadBalancerIPs, parseAddrs(in.IP)...)
 		}
 	}
+	for _, c := range s.Status.Conditions {
+		if c.Type == ServiceHonored && c.Status == metav1.ConditionFalse {
+			r.Notice = c.Message
+		}
+	}
 	for _, p := range s.Spec.Ports {
 		r.Ports = append(r.Ports, state.ServicePort{Name: p.Name, Protocol: protocol(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)})
 	}

@@ -8,6 +8,7 @@
 //	pods           -> CiliumEndpoints without a pod go; DNS pods from before the agent are renewed
 //	CiliumEndpoint -> identities without a user go
 //	Node           -> CiliumNodes without a node go
+//	Service        -> condition and event on one that asks for what it does not get
 //
 // One replica at a time works, held by a lease; the others wait. Every loop is level-triggered:
 // it looks at what is, not at what happened.
@@ -169,6 +170,7 @@ func (o *Operator) work(ctx context.Context) error {
 		}
 		wg.Go(func() { p.run(ctx) })
 	}
+	wg.Go(func() { o.judgeServices(ctx) })
 	for _, l := range []struct {
 		name  string
 		every time.Duration

@@ -29,7 +29,7 @@ func pod(name string, ports ...state.HostPort) state.Pod {
 	}
 }
 
-func prefixes(in ...string) []netip.Prefix {
+func ranges(in ...string) []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range in {
 		out = append(out, netip.MustParsePrefix(s))
@@ -65,30 +65,30 @@ func TestFrontends(t *testing.T) {
 		{
 			"ranges of sources bear on the load balancer's addresses", func(v *View) { v.IPv6 = false },
 			func(s *state.Service) {
-				s.Restricted, s.SourceRanges = true, prefixes("203.0.113.0/24", "2001:db8:1::/48")
+				s.Restricted, s.SourceRanges = true, ranges("203.0.113.0/24", "2001:db8:1::/48")
 			},
 			"10.96.0.10:80/TCP [10.1.0.1:8080] NodePort 0.0.0.0:30080/TCP ExternalIPs 192.0.2.5:80/TCP LoadBalancer 198.51.100.9:80/TCP from [203.0.113.0/24]\n",
 		},
 		{
 			"an address that is both is restricted", func(v *View) { v.IPv6 = false },
 			func(s *state.Service) {
-				s.Restricted, s.SourceRanges, s.ExternalIPs = true, prefixes("203.0.113.0/24"), s.LoadBalancerIPs
+				s.Restricted, s.SourceRanges, s.ExternalIPs = true, ranges("203.0.113.0/24"), s.LoadBalancerIPs
 			},
 			"10.96.0.10:80/TCP [10.1.0.1:8080] NodePort 0.0.0.0:30080/TCP LoadBalancer 198.51.100.9:80/TCP from [203.0.113.0/24]\n",
 		},
 		{
 			"ranges of the other family let nobody in", func(v *View) { v.IPv6 = false },
-			func(s *state.Service) { s.Restricted, s.SourceRanges = true, prefixes("2001:db8:1::/48") },
+			func(s *state.Service) { s.Restricted, s.SourceRanges = true, ranges("2001:db8:1::/48") },
 			"10.96.0.10:80/TCP [10.1.0.1:8080] NodePort 0.0.0.0:30080/TCP ExternalIPs 192.0.2.5:80/TCP LoadBalancer 198.51.100.9:80/TCP from []\n",
 		},
 		{
 			"a node in the ranges may use its own load balancer", func(v *View) { v.IPv6 = false },
-			func(s *state.Service) { s.Restricted, s.SourceRanges = true, prefixes("172.18.0.0/16") },
+			func(s *state.Service) { s.Restricted, s.SourceRanges = true, ranges("172.18.0.0/16") },
 			"10.96.0.10:80/TCP [10.1.0.1:8080] NodePort 0.0.0.0:30080/TCP ExternalIPs 192.0.2.5:80/TCP LoadBalancer 198.51.100.9:80/TCP from [172.18.0.0/16 198.51.100.9/32]\n",
 		},
 		{
 			"ranges are not looked at", func(v *View) { v.IPv6, v.AnySource = false, true },
-			func(s *state.Service) { s.Restricted, s.SourceRanges = true, prefixes("203.0.113.0/24") },
+			func(s *state.Service) { s.Restricted, s.SourceRanges = true, ranges("203.0.113.0/24") },
 			"10.96.0.10:80/TCP [10.1.0.1:8080] NodePort 0.0.0.0:30080/TCP ExternalIPs 192.0.2.5:80/TCP LoadBalancer 198.51.100.9:80/TCP\n",
 		},
 		{
@@ -323,7 +323,7 @@ func TestOpenAddresses(t *testing.T) {
 	if got := open(v, slices.Clone(all)...); got != "192.0.2.1 10.0.0.1" {
 		t.Errorf("by default NodePorts are open at %s", got)
 	}
-	v.IPv6, v.NodePortAddresses = true, prefixes("10.0.0.0/8", "2001:db8::/32")
+	v.IPv6, v.NodePortAddresses = true, ranges("10.0.0.0/8", "2001:db8::/32")
 	if got := open(v, slices.Clone(all)...); got != "10.0.0.1 2001:db8::1" {
 		t.Errorf("with ranges NodePorts are open at %s", got)
 	}

@@ -396,9 +396,9 @@ func TestHealthChecks(t *testing.T) {
 	if _, ok := v.HealthCheck(netip.MustParseAddrPort("192.0.2.1:31000")); ok {
 		t.Error("an answer at an address of its own beside the one for all")
 	}
-	v.NodePortAddresses = prefixes("192.0.2.0/24")
+	v.NodePortAddresses = ranges("192.0.2.0/24")
 	tx := v.Tables.DB.WriteTxn()
-	eth0 := state.Device{Name: "eth0", Index: 2, Addrs: prefixes("192.0.2.1/24", "10.0.0.1/8")}
+	eth0 := state.Device{Name: "eth0", Index: 2, Addrs: ranges("192.0.2.1/24", "10.0.0.1/8")}
 	v.Tables.Devices.Insert(tx, eth0)
 	tx.Commit()
 	at := v.HealthCheckAt(31000)

@@ -194,6 +194,8 @@ type Service struct {
 	Labels              map[string]string
 	Selector            map[string]string
 	Created             int64 // Unix time in seconds
+	// Notice is what a condition of the object says of wishes that are not met.
+	Notice string
 }
 
 // ServicePort is one port of a Service.

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestServiceRow reads what decides who may reach a Service at which addresses.
+func TestServiceRow(t *testing.T) {
+	proxy, vip := corev1.LoadBalancerIPModeProxy, corev1.LoadBalancerIPModeVIP
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", CreationTimestamp: metav1.NewTime(time.Unix(1000, 0))}}
+	s.Spec.ExternalIPs = []string{"192.0.2.5"}
+	s.Spec.LoadBalancerSourceRanges = []string{" 203.0.113.7/24 ", "010.0.0.0/8", "2001:db8::/32"}
+	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{
+		{IP: "198.51.100.1"}, {IP: "198.51.100.2", IPMode: &vip}, {IP: "198.51.100.3", IPMode: &proxy}, {Hostname: "lb.example.org"},
+	}
+	_, r, ok := serviceRow(s)
+	if !ok || fmt.Sprint(r.LoadBalancerIPs) != "[198.51.100.1 198.51.100.2]" || r.Created != 1000 || !r.Restricted ||
+		fmt.Sprint(r.SourceRanges) != "[10.0.0.0/8 203.0.113.0/24 2001:db8::/32]" {
+		t.Errorf("%+v", r)
+	}
+	s.Spec.LoadBalancerSourceRanges = []string{"nonsense"}
+	if _, r, _ := serviceRow(s); !r.Restricted || len(r.SourceRanges) != 0 {
+		t.Errorf("ranges that nobody understands let everybody in: %+v", r)
+	}
+	s.Spec.LoadBalancerSourceRanges = nil
+	if _, r, _ := serviceRow(s); r.Restricted {
+		t.Error("restricted without ranges")
+	}
+}
+
+// TestHostPortRow says whose HostPorts are to be opened.
+func TestHostPortRow(t *testing.T) {
+	now := metav1.NewTime(time.Unix(2000, 0))
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", CreationTimestamp: metav1.NewTime(time.Unix(1000, 0)), DeletionTimestamp: &now}}
+	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{
+		{ContainerPort: 80, HostPort: 8080}, {ContainerPort: 53, HostPort: 53, HostIP: "192.0.2.1", Protocol: corev1.ProtocolUDP}, {ContainerPort: 81, HostPort: 81, HostIP: "0.0.0.0"}, {ContainerPort: 82},
+	}}}
+	r := PodRow(p)
+	if want := "[{invalid IP 8080 80 TCP} {192.0.2.1 53 53 UDP} {invalid IP 81 81 TCP}]"; fmt.Sprint(r.HostPorts) != want || !r.Terminating || r.Created != 1000 {
+		t.Errorf("%+v", r)
+	}
+	p.Spec.HostNetwork = true
+	if r := PodRow(p); len(r.HostPorts) != 0 {
+		t.Errorf("a pod on the host's network has ports of its own: %+v", r.HostPorts)
+	}
+}
+
+func TestNodeLeaves(t *testing.T) {
+	n := here()
+	if leaving(trimNode(n)) {
+		t.Error("a node that stays")
+	}
+	n.Spec.Taints = []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}
+	if !leaving(trimNode(n)) {
+		t.Error("the autoscaler takes the node away")
+	}
+	n = here()
+	now := metav1.Now()
+	n.DeletionTimestamp = &now
+	if !leaving(trimNode(n)) {
+		t.Error("the node is being deleted")
+	}
+}
