@@ -6,8 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/kube"
 	"lash.internal/lash/agent/rest"
+	"lash.internal/lash/bpf"
 )
 
 // TestWritersAreControllers: an agent that may not write its objects says so in its status, which
@@ -24,5 +26,17 @@ func TestWritersAreControllers(t *testing.T) {
 	}
 	if s := got[1].Status; s.ConsecutiveFailureCount != 0 || s.SuccessCount != 1 || s.LastFailureMsg != "" || !s.LastFailureTimestamp.IsZero() {
 		t.Errorf("good: %+v", s)
+	}
+}
+
+// TestNodePortsAreNoPortsOfMasquerading: what a configuration is judged by is what programs do.
+func TestNodePortsAreNoPortsOfMasquerading(t *testing.T) {
+	if c := bpf.DefaultConfig(); c.SNATMin != config.MasqueradeMin || c.SNATMax != 65535 {
+		t.Errorf("masqueraded connections get ports %d-%d, and NodePorts are kept below %d", c.SNATMin, c.SNATMax, config.MasqueradeMin)
+	}
+	for _, m := range []config.LBMode{config.LBSNAT, config.LBDSR, config.LBHybrid} {
+		if _, ok := lbModes[m]; !ok {
+			t.Errorf("programs have no number for mode %s", m)
+		}
 	}
 }
