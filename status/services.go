@@ -125,6 +125,9 @@ func (s *serviceLook) configuration(ctx context.Context) error {
 // rowKey names a row.
 type rowKey struct{ namespace, name, port, kind string }
 
+// separator stands between a frontend and what is different about it.
+const separator = ": "
+
 // finding is a difference on one node.
 type finding struct {
 	row  rowKey
@@ -488,9 +491,9 @@ func differences(x *corev1.Service, kind, text, node string, eps endpoints, have
 	})
 	if len(have) == 0 {
 		for _, o := range others {
-			return []string{fmt.Sprintf("%s is that of %s/%s", text, o.Spec.Flags.Namespace, o.Spec.Flags.Name)}
+			return []string{text + separator + fmt.Sprintf("that of %s/%s", o.Spec.Flags.Namespace, o.Spec.Flags.Name)}
 		}
-		return []string{text + " missing"}
+		return []string{text + separator + "missing"}
 	}
 	local := func(e endpoint) bool { return e.node == node }
 	hinted := slices.ContainsFunc(eps, func(e endpoint) bool { return e.hinted })
@@ -503,6 +506,13 @@ func differences(x *corev1.Service, kind, text, node string, eps endpoints, have
 			}
 		} else if x.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal && h.Spec.Frontend.Scope != "internal" {
 			match = local
+		}
+		whom := ""
+		if len(have) > 1 { // callers outside and inside get other backends
+			whom = " for callers outside"
+			if h.Spec.Frontend.Scope == "internal" {
+				whom = " for callers inside"
+			}
 		}
 		want := eps.chosen(match)
 		good, stale := 0, []string{}
@@ -522,10 +532,10 @@ func differences(x *corev1.Service, kind, text, node string, eps endpoints, have
 			continue
 		}
 		if good < len(want) && !(hinted && match == nil && good > 0) {
-			out = append(out, fmt.Sprintf("%s has %d of %d backends", text, good, len(want)))
+			out = append(out, text+separator+fmt.Sprintf("%d of %d backends", good, len(want))+whom)
 		}
 		for _, b := range stale {
-			out = append(out, fmt.Sprintf("%s has stale backend %s", text, b))
+			out = append(out, text+separator+"stale backend "+b+whom)
 		}
 	}
 	return out
@@ -549,7 +559,7 @@ func (s *serviceLook) stale(node string, x api.Service) {
 	if s.rows[k] == nil {
 		s.rows[k] = &ServiceRow{Namespace: k.namespace, Name: k.name, Port: k.port, Kind: k.kind, Frontends: []string{}, Note: notInKubernetes}
 	}
-	s.found[finding{k, node, text + " stale"}] = true
+	s.found[finding{k, node, text + separator + "stale"}] = true
 }
 
 // report puts the differences that persist into their rows.
@@ -566,7 +576,11 @@ func (s *serviceLook) report(persist map[finding]bool) *ServiceReport {
 		on := byRow[k]
 		r.Differences = []ServiceDifference{}
 		for _, what := range slices.Sorted(maps.Keys(on)) {
-			r.Differences = append(r.Differences, ServiceDifference{what, slices.Sorted(slices.Values(on[what]))})
+			text := what
+			if len(r.Frontends) == 1 { // the row says which
+				text = strings.TrimPrefix(text, r.Frontends[0]+separator)
+			}
+			r.Differences = append(r.Differences, ServiceDifference{text, slices.Sorted(slices.Values(on[what]))})
 		}
 		if r.Note == notInKubernetes && len(on) == 0 {
 			continue // what a node did not have in every look

@@ -135,8 +135,8 @@ func text(r *ServiceReport) string {
 		if x.Note != "" {
 			b.WriteString(" (" + x.Note + ")")
 		}
-		for _, d := range x.Differences {
-			b.WriteString(" | " + d.String())
+		for i, d := range x.Differences {
+			b.WriteString([]string{" | ", "; "}[min(i, 1)] + d.String())
 		}
 		b.WriteByte('\n')
 	}
@@ -196,28 +196,28 @@ func TestDifferencesAreMarkedByNode(t *testing.T) {
 		slice func(*discoveryv1.EndpointSlice)
 		want  []string // differences; none: all is well
 	}{
-		{name: "a frontend is missing on one node", look: drop("LoadBalancer", 2), want: []string{"203.0.113.1:80/TCP missing on node2"}},
-		{name: "a frontend is missing on both", look: drop("NodePort", 1, 2), want: []string{"0.0.0.0:30080/TCP missing on node1, node2"}},
+		{name: "a frontend is missing on one node", look: drop("LoadBalancer", 2), want: []string{"ready=2 | missing on node2"}},
+		{name: "a frontend is missing on both", look: drop("NodePort", 1, 2), want: []string{"ready=2 | missing on node1, node2"}},
 		{
 			name: "a backend is missing", look: edit("ClusterIP", backends("10.244.1.7:8080")),
-			want: []string{"10.96.0.20:80/TCP has 1 of 2 backends on node2"},
+			want: []string{"ready=2 | 1 of 2 backends on node2"},
 		},
 		{
 			name: "a backend is stale", look: edit("ClusterIP", backends(both+" 10.244.9.9:8080")),
-			want: []string{"10.96.0.20:80/TCP has stale backend 10.244.9.9:8080 on node2"},
+			want: []string{"| stale backend 10.244.9.9:8080 on node2"},
 		},
 		{name: "what drains is not stale", look: edit("ClusterIP", backends(both+" 10.244.9.9:8080=terminating"))},
 		{
 			name: "a backend that gets nothing new is not there", look: edit("ClusterIP", backends("10.244.1.7:8080 10.244.2.9:8080=terminating")),
-			want: []string{"10.96.0.20:80/TCP has 1 of 2 backends on node2"},
+			want: []string{"ready=2 | 1 of 2 backends on node2"},
 		},
 		{
 			name: "another Service has the frontend", look: edit("ExternalIPs", func(s *api.Service) { s.Spec.Flags.Name = "old" }),
-			want: []string{"198.51.100.9:80/TCP is that of shop/old on node2", "198.51.100.9:80/TCP stale on node2"},
+			want: []string{"| that of shop/old on node2\n", "| 198.51.100.9:80/TCP: stale on node2"},
 		},
 		{
 			name: "a frontend is stale", svc: func(s *corev1.Service) { s.Status = corev1.ServiceStatus{} },
-			want: []string{"203.0.113.1:80/TCP stale on node1, node2"},
+			want: []string{"| 203.0.113.1:80/TCP: stale on node1, node2"},
 		},
 		{
 			name: "with hints a part is enough", look: edit("", backends("10.244.2.9:8080")),
@@ -230,7 +230,7 @@ func TestDifferencesAreMarkedByNode(t *testing.T) {
 		{
 			name: "with hints none is not", look: edit("ClusterIP", backends("")), svc: onlyClusterIP,
 			slice: func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].Hints = &discoveryv1.EndpointHints{} },
-			want:  []string{"has 0 of 2 backends on node2"},
+			want:  []string{"| 0 of 2 backends on node2"},
 		},
 		{
 			name: "policy Local wants a node's own for those outside", svc: local,
@@ -249,7 +249,26 @@ func TestDifferencesAreMarkedByNode(t *testing.T) {
 			},
 		},
 		{
-			name: "policy Local that is not followed", svc: local, want: []string{"0.0.0.0:30080/TCP has stale backend 10.244.1.7:8080 on node2"},
+			name: "each kind of callers has its own", svc: local, want: []string{"| 0 of 1 backends for callers outside on node2; 1 of 2 backends for callers inside on node2"},
+			look: func(n int, list []api.Service) ([]api.Service, error) {
+				var out []api.Service
+				for _, s := range list {
+					if s.Spec.Flags.Type != "ClusterIP" && s.Spec.Flags.Type != "HostPort" {
+						inside := s
+						inside.Spec.Frontend.Scope = "internal"
+						if backends("10.244.1.7:8080")(&s); n == 2 {
+							backends("10.244.1.7:8080")(&inside)
+							backends("")(&s)
+						}
+						out = append(out, inside)
+					}
+					out = append(out, s)
+				}
+				return out, nil
+			},
+		},
+		{
+			name: "policy Local that is not followed", svc: local, want: []string{"| stale backend 10.244.1.7:8080 on node2"},
 		},
 		{
 			name: "when none is ready, those that serve while they end stand in", look: edit("ClusterIP", backends("10.244.2.9:8080")), svc: onlyClusterIP,
@@ -257,11 +276,11 @@ func TestDifferencesAreMarkedByNode(t *testing.T) {
 				s.Endpoints = s.Endpoints[1:2]
 				s.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(true), Terminating: ptr(true)}
 			},
-			want: []string{"10.96.0.20:80/TCP has stale backend 10.244.1.7:8080 on node1"},
+			want: []string{"| stale backend 10.244.1.7:8080 on node1"},
 		},
 		{
 			name: "those that are not ready count if the Service says so", svc: func(s *corev1.Service) { s.Spec.PublishNotReadyAddresses = true },
-			want: []string{"10.96.0.20:80/TCP has 2 of 3 backends on node1, node2"},
+			want: []string{"ready=3 | 2 of 3 backends on node1, node2"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -292,8 +311,8 @@ func TestFamiliesOfTheClusterAreExpected(t *testing.T) {
 		}
 		got := text(r)
 		for _, w := range []string{
-			"ClusterIP 10.96.0.20:80/TCP,[fd00:10::20]:80/TCP ready=2 | [fd00:10::20]:80/TCP missing on node1, node2\n",
-			"NodePort 0.0.0.0:30080/TCP,[::]:30080/TCP ready=2 | [::]:30080/TCP missing on node1, node2\n",
+			"ClusterIP 10.96.0.20:80/TCP,[fd00:10::20]:80/TCP ready=2 | [fd00:10::20]:80/TCP: missing on node1, node2\n",
+			"NodePort 0.0.0.0:30080/TCP,[::]:30080/TCP ready=2 | [::]:30080/TCP: missing on node1, node2\n",
 		} {
 			if !strings.Contains(got, w) {
 				t.Errorf("no %sin:\n%s", w, got)

@@ -89,7 +89,7 @@ func TestServiceList(t *testing.T) {
 			"NAMESPACE   NAME   PORT   KIND        FRONTENDS           READY   NODES\n" +
 			"shop        db     -      -           -                   -       headless\n" +
 			"shop        web    http   ClusterIP   10.96.0.20:80/TCP   1       same on 2 nodes\n" +
-			"shop        web    http   NodePort    *:30080/TCP         1       0.0.0.0:30080/TCP missing on node2\n"},
+			"shop        web    http   NodePort    *:30080/TCP         1       missing on node2\n"},
 		"silent": {f: serviceFlags{output: "table"}, without: "everything", code: ExitFailed, want: "" +
 			"NAME   PORT   KIND        FRONTENDS           READY   NODES\n" +
 			"db     -      -           -                   -       headless\n" +
