@@ -66,20 +66,19 @@ type owner struct {
 	name  state.Name
 	svc   state.Service // zero for a HostPort
 	port  string
+	ips   []netip.Addr // of the pod with the HostPort
 	found bool
 }
 
-// owners finds the Service ports by ClusterIP, which each has, and the pods by HostPort.
-func owners(t *state.Tables) map[frontKey]owner {
-	out := map[frontKey]owner{}
+// owners finds the Service ports by ClusterIP, which each has, and the pods by HostPort, which several
+// may claim.
+func owners(t *state.Tables) map[frontKey][]owner {
+	out := map[frontKey][]owner{}
 	for _, s := range t.Services.All() {
 		for _, a := range s.ClusterIPs {
 			for _, p := range s.Ports {
 				k := frontKey{state.FrontClusterIP, netip.AddrPortFrom(a, p.Port), p.Protocol}
-				// Should two claim it, the first by name has it.
-				if o, ok := out[k]; !ok || s.Name.String() < o.name.String() {
-					out[k] = owner{s.Name, s, p.Name, true}
-				}
+				out[k] = append(out[k], owner{name: s.Name, svc: s, port: p.Name, found: true})
 			}
 		}
 	}
@@ -87,7 +86,8 @@ func owners(t *state.Tables) map[frontKey]owner {
 		for _, h := range p.HostPorts {
 			name := state.Name{Namespace: p.Name.Namespace, Name: fmt.Sprintf("%s/host-port/%d", p.Name.Name, h.HostPort)}
 			for _, a := range hostAddrs(h.HostIP) {
-				out[frontKey{state.FrontHostPort, netip.AddrPortFrom(a, h.HostPort), h.Protocol}] = owner{name: name, found: true}
+				k := frontKey{state.FrontHostPort, netip.AddrPortFrom(a, h.HostPort), h.Protocol}
+				out[k] = append(out[k], owner{name: name, ips: p.IPs, found: true})
 			}
 		}
 	}
@@ -200,11 +200,18 @@ func (j *join) read(fs []frontend) error {
 			j.ports[f.id] = p
 		}
 		// The primary frontend says whose port it is; the others share its element.
-		if o, ok := names[frontKey{f.kind(), f.addr, protoName(f.proto)}]; ok && !p.found {
-			p.owner = o
-			if err := j.backendsOf(p, f); err != nil {
+		claims := names[frontKey{f.kind(), f.addr, protoName(f.proto)}]
+		if len(claims) == 0 || p.found {
+			continue
+		}
+		p.owner = claims[0]
+		if len(claims) > 1 {
+			if err := j.choose(p, f, claims); err != nil {
 				return err
 			}
+		}
+		if err := j.backendsOf(p, f); err != nil {
+			return err
 		}
 	}
 	for _, f := range fs { // what no object of Kubernetes claims
@@ -213,6 +220,21 @@ func (j *join) read(fs []frontend) error {
 			if err := j.backendsOf(p, f); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// choose finds the pod that has a HostPort by the backend.
+func (j *join) choose(p *servicePort, f frontend, claims []owner) error {
+	b, err := j.block(p.BlkAll, nil, f.kind())
+	if err != nil || len(b) == 0 {
+		return err
+	}
+	for _, c := range claims {
+		if slices.ContainsFunc(c.ips, func(a netip.Addr) bool { return a.String() == b[0].IP }) {
+			p.owner = c
+			return nil
 		}
 	}
 	return nil

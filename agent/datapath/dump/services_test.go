@@ -74,8 +74,14 @@ func lbMaps(t *testing.T, flags uint32) (map[string]*ebpf.Map, *state.Tables) {
 			{Addresses: []netip.Addr{ip("10.244.1.99")}, Terminating: true, NodeName: "n1"}, // not in the kernel any more
 		},
 	})
+	tables.Pods.Insert(w, state.Pod{ // it came too late
+		Name:      state.Name{Namespace: "default", Name: "another"},
+		IPs:       []netip.Addr{ip("10.244.1.10")},
+		HostPorts: []state.HostPort{{HostPort: 4000, ContainerPort: 80, Protocol: "TCP"}},
+	})
 	tables.Pods.Insert(w, state.Pod{
 		Name:      state.Name{Namespace: "default", Name: "echo"},
+		IPs:       []netip.Addr{ip("10.244.1.9")},
 		HostPorts: []state.HostPort{{HostPort: 4000, ContainerPort: 80, Protocol: "TCP"}},
 	})
 	w.Commit()
