@@ -531,7 +531,8 @@ func differences(x *corev1.Service, kind, text, node string, eps endpoints, have
 		if len(want) == 0 && x.Namespace == metav1.NamespaceDefault && x.Name == "kubernetes" {
 			continue
 		}
-		if good < len(want) && !(hinted && match == nil && good > 0) {
+		partly := hinted && match == nil && good > 0 // hints leave some to other nodes
+		if good < len(want) && !partly {
 			out = append(out, text+separator+fmt.Sprintf("%d of %d backends", good, len(want))+whom)
 		}
 		for _, b := range stale {
