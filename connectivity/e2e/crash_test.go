@@ -46,21 +46,55 @@ type load struct {
 // crashBed is a cluster with servers, clients and a control path.
 type crashBed struct {
 	*cluster
+	plan   plan
 	a, b   string // nodes; the servers are on a
+	pid    string // of a process in the server's pod
 	server string // UDP echo in a pod of a
 	paths  []path
 }
 
 const bareSubnet = "10.99"
 
+// plan says how much of everything there is.
+type plan struct {
+	full        bool // all events in both modes, else a sample
+	kills       int
+	away        time.Duration // how long the API server is away
+	rate, flows int           // datagrams a second and connections that stay, on each path
+}
+
+// newPlan reads what is set in the environment over the defaults.
+func newPlan(t *testing.T) plan {
+	t.Helper()
+	p := plan{kills: 1, rate: 500, flows: 20}
+	if os.Getenv("LASH_CRASH") != "" {
+		p = plan{full: true, kills: 25, away: 10 * time.Minute, rate: 1000, flows: 100}
+	}
+	for name, n := range map[string]*int{"LASH_CRASH_KILLS": &p.kills, "LASH_CRASH_RATE": &p.rate, "LASH_CRASH_FLOWS": &p.flows} {
+		if s := os.Getenv(name); s != "" {
+			var err error
+			if *n, err = strconv.Atoi(s); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+	}
+	if s := os.Getenv("LASH_CRASH_AWAY"); s != "" {
+		var err error
+		if p.away, err = time.ParseDuration(s); err != nil {
+			t.Fatalf("LASH_CRASH_AWAY: %v", err)
+		}
+	}
+	return p
+}
+
 // newCrashBed makes the cluster and installs Lash with the given flags.
-func newCrashBed(t *testing.T, name string, install ...string) *crashBed {
+func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crashBed {
 	t.Helper()
 	c := newCluster(t, name, "--ip-family", "dual", "--workers", "1")
 	c.loadImage(c.lash)
 	c.ok(append([]string{"install", "--wait", "--yes"}, install...)...)
 	c.ok("status", "--wait")
-	bed := &crashBed{cluster: c, a: "control-plane", b: "worker"}
+	bed := &crashBed{cluster: c, plan: plan, a: "control-plane", b: "worker"}
 	c.apply(t, "soak.yaml", map[string]string{"NODEA": "lash-" + name + "-" + bed.a, "NODEB": "lash-" + name + "-" + bed.b})
 	c.kubectl("wait", "--for=condition=Ready", "pod/server", "pod/near", "pod/far", "--timeout=90s")
 	bed.bare()
@@ -75,14 +109,26 @@ func newCrashBed(t *testing.T, name string, install ...string) *crashBed {
 	bed.server = net.JoinHostPort(v4, "8082")
 	vip := strings.TrimSpace(c.kubectl("get", "service", "soak", "-o", "jsonpath={.spec.clusterIP}"))
 	to := func(ip string, flags ...string) []string {
-		return append([]string{"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"), "--rate", "500", "--flows", "20"}, flags...)
+		return append([]string{
+			"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"),
+			"--rate", strconv.Itoa(plan.rate), "--flows", strconv.Itoa(plan.flows),
+		}, flags...)
 	}
-	// Inside the pods' network, but not by way of the API server, which some events take away.
-	in := func(node string) []string {
-		pid := strings.TrimSpace(bed.processes(node, "^lash-agent echo --udp 8082 $", "echo $p"))
-		return []string{c.lash, "cluster", "exec", "--name", name, node, "--", "nsenter", "-t", pid, "-n", c.lash, "connectivity", "soak"}
+	// Inside the pods' network, but not by way of the API server, which some events take away, and with
+	// the right to as much room for datagrams as a busy machine needs.
+	holder := func(node, port string) string {
+		pid := strings.TrimSpace(bed.processes(node, "^lash-agent echo --udp "+port+" $", "echo $p"))
+		if pid == "" {
+			t.Fatalf("no process of the pod that listens on %s of %s", port, node)
+		}
+		return pid
 	}
-	near, far := in(bed.a), in(bed.b)
+	in := func(node, port string) []string {
+		return []string{c.lash, "cluster", "exec", "--name", name, node, "--", "nsenter", "-t", holder(node, port), "-n", c.lash, "connectivity", "soak"}
+	}
+	bed.pid = holder(bed.a, "8083")
+	bed.background(bed.a, "nsenter", "-t", bed.pid, "-n", bed.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
+	near, far := in(bed.a, "8084"), in(bed.b, "8084")
 	bed.paths = []path{
 		{name: "same node", command: near, args: to(v4)},
 		{name: "other node", command: far, args: to(v4, "--new")},
@@ -177,7 +223,7 @@ func (b *crashBed) unread() (control, others int) {
 		}
 		return total
 	}
-	others = sum(b.processes(b.a, "^lash-agent echo --udp 8082 --tcp 8081 ", "cat /proc/$p/net/udp /proc/$p/net/udp6")) +
+	others = sum(b.node(b.a, "cat", "/proc/"+b.pid+"/net/udp", "/proc/"+b.pid+"/net/udp6")) +
 		sum(b.node("external", "cat", "/proc/net/udp", "/proc/net/udp6"))
 	return sum(b.node(b.a, "ip", "netns", "exec", "bare", "cat", "/proc/net/udp", "/proc/net/udp6")), others
 }
@@ -279,32 +325,32 @@ func (b *crashBed) upgrade(t *testing.T, lash string, flags ...string) {
 }
 
 // events are what happens to agents, in order. The last ones need builds that differ.
-func (b *crashBed) events(t *testing.T, kills int, away time.Duration, full bool) {
+func (b *crashBed) events(t *testing.T) {
 	b.during(t, "nothing happens", func(*testing.T) {})
-	for i := range kills {
+	for i := range b.plan.kills {
 		node := []string{b.a, b.b}[rand.IntN(2)]
 		b.during(t, fmt.Sprintf("kill %d on %s", i, node), func(t *testing.T) { b.kill(t, node) })
 		b.replace(t, node) // the kubelet waits longer after each crash of one pod
 	}
 	b.during(t, "rollout restart", b.rollout)
-	if full {
-		b.rarer(t, away)
+	if b.plan.full {
+		b.rarer(t)
 	}
 	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000", "--restart") })
 	next, layout := b.build("0.1.1", "", changedPrograms), b.build("0.1.2", "", changedLayout)
 	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
 	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
 	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
-	if full {
+	if b.plan.full {
 		b.points(t)
 	}
 }
 
 // rarer are events that a sample leaves out.
-func (b *crashBed) rarer(t *testing.T, away time.Duration) {
+func (b *crashBed) rarer(t *testing.T) {
 	b.during(t, "API server away", func(t *testing.T) {
 		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -STOP $p")
-		time.Sleep(away)
+		time.Sleep(b.plan.away)
 		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -CONT $p")
 		b.ready(t)
 	})
@@ -400,32 +446,21 @@ func (b *crashBed) remount(t *testing.T) {
 }
 
 // TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, in
-// tunnel and native mode, with LASH_CRASH_KILLS random kills; else it is a sample.
+// tunnel and native mode, with LASH_CRASH_KILLS random kills; else it is a sample. On each path there
+// are LASH_CRASH_RATE datagrams a second and LASH_CRASH_FLOWS connections.
 func TestNoLoss(t *testing.T) {
-	full := os.Getenv("LASH_CRASH") != ""
-	modes := map[string][]string{"tunnel": nil}
-	kills, away := 1, time.Duration(0)
-	if full {
-		modes["native"] = []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}
-		kills, away = 25, 10*time.Minute
+	plan := newPlan(t)
+	type mode struct {
+		name  string
+		flags []string
 	}
-	if s := os.Getenv("LASH_CRASH_AWAY"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		away = d
+	modes := []mode{{name: "tunnel"}}
+	prefix := "noloss-"
+	if plan.full {
+		modes = append(modes, mode{"native", []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}})
+		prefix = "crash-"
 	}
-	if s := os.Getenv("LASH_CRASH_KILLS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		kills = n
-	}
-	for mode, flags := range modes {
-		t.Run(mode, func(t *testing.T) {
-			newCrashBed(t, "crash"+mode[:1], flags...).events(t, kills, away, full)
-		})
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { newCrashBed(t, prefix+m.name, plan, m.flags...).events(t) })
 	}
 }

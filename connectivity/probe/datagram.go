@@ -85,9 +85,7 @@ func runUDP(ctx context.Context, p Probe, res *Result) error {
 		return err
 	}
 	defer c.Close()
-	if uc, ok := c.(*net.UDPConn); ok {
-		_ = uc.SetReadBuffer(4 << 20)
-	}
+	readBuffer(c)
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	res.Local = c.LocalAddr().String()

@@ -132,7 +132,7 @@ func (s Server) listenUDP(ctx context.Context, lc net.ListenConfig) ([]packetCon
 			break
 		}
 		if c, ok := pc.(*net.UDPConn); ok {
-			_ = c.SetReadBuffer(4 << 20) // as much as the host allows
+			readBuffer(c)
 		}
 		if network == "udp4" {
 			c := ipv4.NewPacketConn(pc)

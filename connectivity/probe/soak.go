@@ -14,6 +14,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -58,7 +59,7 @@ type SoakResult struct {
 const (
 	soakTimeout  = 10 * time.Second // of an exchange or connection: far above any retransmission
 	soakLate     = 2 * time.Second  // for the last datagrams to come back
-	soakInterval = 50 * time.Millisecond
+	soakInterval = 250 * time.Millisecond // between the exchanges of one connection
 	soakErrors   = 8
 )
 
@@ -107,43 +108,46 @@ func (k *soak) datagrams(ctx context.Context) {
 		return
 	}
 	defer c.Close()
-	answered := make(chan map[uint64]bool, 1)
-	go func() { answered <- k.count(c) }()
-	sent := 0
+	readBuffer(c)
+	var sent atomic.Uint64
+	answered := make(chan []bool, 1)
+	go func() { answered <- k.count(c, &sent) }()
 	start, step := time.Now(), time.Second/time.Duration(k.Rate)
 	b := make([]byte, 64)
-	for n := int64(0); ctx.Err() == nil; n++ {
-		if wait := time.Until(start.Add(time.Duration(n) * step)); wait > 0 {
+	for ctx.Err() == nil {
+		n := sent.Add(1)
+		if wait := time.Until(start.Add(time.Duration(n-1) * step)); wait > 0 {
 			time.Sleep(wait) // the clock that the rate is about
 		}
-		binary.BigEndian.PutUint64(b, uint64(n)+1)
+		binary.BigEndian.PutUint64(b, n)
 		if _, err := c.Write(b); err != nil {
 			k.fail("udp send", err)
 		}
-		sent++
 	}
 	_ = c.SetReadDeadline(time.Now().Add(soakLate))
 	seen := <-answered
-	full := socketDrops(c)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.res.UDPSent, k.res.UDPLost, k.res.UDPFull = sent, sent-len(seen)-full, full
-	for first := uint64(1); first <= uint64(sent) && len(k.res.Holes) < soakErrors; first++ {
-		last := first
-		for last <= uint64(sent) && !seen[last] {
-			last++
+	k.res.UDPSent, k.res.UDPFull = len(seen), socketDrops(c)
+	k.res.UDPLost = -k.res.UDPFull
+	hole := 0
+	for i, ok := range append(seen, true) {
+		if !ok {
+			hole++
+			continue
 		}
-		if last > first {
-			k.res.Holes = append(k.res.Holes, fmt.Sprintf("%d at %.2fs", last-first, (time.Duration(first-1)*step).Seconds()))
-			first = last
+		if hole > 0 && len(k.res.Holes) < soakErrors {
+			k.res.Holes = append(k.res.Holes, fmt.Sprintf("%d at %.2fs", hole, (time.Duration(i-hole)*step).Seconds()))
 		}
+		k.res.UDPLost += hole
+		hole = 0
 	}
 }
 
-// count reads answers until the deadline and returns which datagrams were answered.
-func (k *soak) count(c net.Conn) map[uint64]bool {
-	seen := map[uint64]bool{}
-	var last, highest uint64
+// count reads answers until the deadline and returns which of the datagrams that were sent had one.
+func (k *soak) count(c net.Conn, sent *atomic.Uint64) []bool {
+	var seen []bool
+	var highest uint64
 	var duplicated, reordered int
 	var longest time.Duration
 	var at time.Time
@@ -164,16 +168,23 @@ func (k *soak) count(c net.Conn) map[uint64]bool {
 		if n < 8 {
 			continue
 		}
-		last = binary.BigEndian.Uint64(b)
-		if seen[last] {
+		number, all := binary.BigEndian.Uint64(b), sent.Load()
+		if number == 0 || number > all {
+			k.fail("udp receive", fmt.Errorf("number %d was never sent", number))
+			continue
+		}
+		if number > uint64(len(seen)) {
+			seen = append(seen, make([]bool, all-uint64(len(seen)))...)
+		}
+		if seen[number-1] {
 			duplicated++
 			continue
 		}
-		seen[last] = true
-		if last < highest {
+		seen[number-1] = true
+		if number < highest {
 			reordered++
 		}
-		highest = max(highest, last)
+		highest = max(highest, number)
 		if !at.IsZero() {
 			longest = max(longest, now.Sub(at))
 		}
@@ -182,7 +193,26 @@ func (k *soak) count(c net.Conn) map[uint64]bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.res.UDPDuplicated, k.res.UDPReordered, k.res.UDPLongestGap = duplicated, reordered, longest.Microseconds()
-	return seen
+	return append(seen, make([]bool, sent.Load()-uint64(len(seen)))...)
+}
+
+// readBuffer makes room for all that comes while a busy machine does not run this program: as much as
+// is asked for where that is allowed, else as much as the host gives.
+func readBuffer(c net.Conn) {
+	const size = 8 << 20
+	u, ok := c.(*net.UDPConn)
+	if !ok {
+		return
+	}
+	forced := errors.ErrUnsupported
+	if raw, err := u.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			forced = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, size)
+		})
+	}
+	if forced != nil {
+		_ = u.SetReadBuffer(size)
+	}
 }
 
 // socketDrops reads how many datagrams a socket had no room for: SK_MEMINFO_DROPS of SO_MEMINFO
@@ -220,7 +250,8 @@ func (k *soak) flow(ctx context.Context, i int) {
 		k.res.Retransmits += n
 		k.mu.Unlock()
 	}()
-	tick := time.NewTicker(soakInterval + time.Duration(i%10)*time.Millisecond)
+	// All begin at once and are spread over the interval from then on.
+	tick := time.NewTicker(1 + soakInterval*time.Duration(i)/time.Duration(k.Flows))
 	defer tick.Stop()
 	out, in := payload(64), make([]byte, 64)
 	for {
@@ -228,6 +259,7 @@ func (k *soak) flow(ctx context.Context, i int) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(soakInterval)
 		}
 		start := time.Now()
 		_ = c.SetDeadline(start.Add(soakTimeout))
