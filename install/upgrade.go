@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/Masterminds/semver/v3"
@@ -131,7 +132,11 @@ func (ch *Change) plan(ctx context.Context, given map[string]any) error {
 	if ch.Findings, err = images(ctx, c, p); err != nil {
 		return err
 	}
-	ch.Findings = append(ch.Findings, ch.downgrade()...)
+	pools, err := ch.pools(ctx)
+	if err != nil {
+		return err
+	}
+	ch.Findings = slices.Concat(ch.Findings, ch.downgrade(), pools)
 	return nil
 }
 
