@@ -88,7 +88,13 @@ func (c *cluster) build(version, flags string, edits []edit) string {
 		c.t.Fatal(err)
 	}
 	run(fmt.Sprintf("git -C %[1]s ls-files -co --exclude-standard -z | tar -C %[1]s --null -T - -c | tar -x", root))
-	edits = append(edits, edit{"chart/Chart.yaml", "version: " + c.version(), "version: " + version})
+	chart, err := os.ReadFile(filepath.Join(dir, "chart", "Chart.yaml"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut("\n"+string(chart), "\nversion:")
+	own, _, _ := strings.Cut(rest, "\n") // what runs in the cluster may be another build
+	edits = append(edits, edit{"chart/Chart.yaml", "\nversion:" + own, "\nversion: " + version})
 	for _, e := range edits {
 		path := filepath.Join(dir, e.file)
 		text, err := os.ReadFile(path)

@@ -57,8 +57,8 @@ type SoakResult struct {
 
 // soaking limits.
 const (
-	soakTimeout  = 10 * time.Second // of an exchange or connection: far above any retransmission
-	soakLate     = 2 * time.Second  // for the last datagrams to come back
+	soakTimeout  = 10 * time.Second       // of an exchange or connection: far above any retransmission
+	soakLate     = 2 * time.Second        // for the last datagrams to come back
 	soakInterval = 250 * time.Millisecond // between the exchanges of one connection
 	soakErrors   = 8
 )
