@@ -42,16 +42,17 @@ type Agent struct {
 	tables *state.Tables
 	start  time.Time
 
-	source *kube.Source
-	k8s    kube.ServerVersion
-	node   state.Node
-	pool   *ipam.Pool
-	kernel *kernel
-	view   node.View
-	paths  *paths
-	pods   *cni.Server
-	events *flow.Monitor
-	svc    *services
+	source    *kube.Source
+	k8s       kube.ServerVersion
+	node      state.Node
+	pool      *ipam.Pool
+	kernel    *kernel
+	view      node.View
+	paths     *paths
+	pods      *cni.Server
+	addresses *addresses
+	events    *flow.Monitor
+	svc       *services
 
 	mu    sync.Mutex
 	phase error // what the agent waits for; nil when it serves its node
@@ -173,6 +174,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	background("conntrack", a.svc.collect)
 	background("pods", a.pods.Run)
+	background("addresses", a.addresses.Run)
 	if err := a.ready(); err != nil {
 		return err
 	}
@@ -317,8 +319,9 @@ func (a *Agent) newPods(client *kube.Client) error {
 		ClusterName: a.cfg.ClusterName, Filter: filter, Log: a.log,
 		Taken: func(err error) bool { return errors.Is(err, kube.ErrTaken) },
 	})
+	a.addresses = newAddresses(a.pool, a.svc.flows.Purge, a.log)
 	a.pods = cni.New(cni.Options{
-		Tables: a.tables, Datapath: podLinks{a}, Addresses: forgetful{a.pool, a.svc.flows, a.log}, Identities: ids, Objects: client,
+		Tables: a.tables, Datapath: podLinks{a}, Addresses: a.addresses, Identities: ids, Objects: client,
 		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },
 		StateDir:  a.cfg.StateDir + "/endpoints", QueueDir: wire.QueueDir, Log: a.log,
 	})

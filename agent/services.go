@@ -15,7 +15,6 @@ import (
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/ctgc"
 	"lash.internal/lash/agent/datapath/lbmap"
-	"lash.internal/lash/agent/ipam"
 	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/rest"
 	"lash.internal/lash/agent/service"
@@ -134,22 +133,6 @@ func (s *services) flush() (uint64, error) {
 		return 0, fmt.Errorf("connections move to tables of another size or form (from %s): try again in a minute", strings.Join(moving, ", "))
 	}
 	return s.flows.Flush()
-}
-
-// forgetful is the pool of pod addresses; an address that comes back loses its flows before
-// another pod can get it.
-type forgetful struct {
-	*ipam.Pool
-	flows *ctgc.Collector
-	log   *slog.Logger
-}
-
-// Release takes addresses back.
-func (p forgetful) Release(addrs ...netip.Addr) {
-	if err := p.flows.Purge(addrs...); err != nil {
-		p.log.Warn("flows of a removed pod stay until they are idle", "addresses", addrs, "error", err)
-	}
-	p.Pool.Release(addrs...)
 }
 
 // close lets go of the maps; Services go on working.

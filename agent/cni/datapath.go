@@ -42,7 +42,9 @@ type Datapath interface {
 type Addresses interface {
 	Allocate(owner string) (v4, v6 netip.Addr, err error)
 	Reserve(owner string, a netip.Addr) error
-	Release(addrs ...netip.Addr)
+	// Release takes the addresses of a pod back and does not wait. done is called when nothing of the
+	// pod is left that the next one with them could meet.
+	Release(done func(), addrs ...netip.Addr)
 	Router4() netip.Addr
 	Router6() netip.Addr
 }

@@ -42,15 +42,9 @@ func (s *Server) save(ep state.Endpoint, link Link) error {
 	return nil
 }
 
-func (s *Server) forget(id uint16) error {
-	if err := os.Remove(s.file(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget endpoint: %w", err)
-	}
-	return nil
-}
-
 // Restore turns the files of an earlier run into rows, replays the delete queue and says that the
-// Endpoints table is complete. Endpoints whose interface is gone are dropped.
+// Endpoints table is complete. Endpoints whose interface is gone are dropped: their addresses are free
+// when their flows are gone.
 func (s *Server) Restore(ctx context.Context) error {
 	for _, d := range []string{s.o.StateDir, s.o.QueueDir} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -62,7 +56,8 @@ func (s *Server) Restore(ctx context.Context) error {
 		return fmt.Errorf("restore endpoints: %w", err)
 	}
 	w := s.t.DB.WriteTxn()
-	restored, dropped := 0, 0
+	var gone []saved
+	restored := 0
 	for _, f := range files {
 		path := filepath.Join(s.o.StateDir, f.Name())
 		if strings.HasPrefix(f.Name(), ".") || !strings.HasSuffix(f.Name(), ".json") {
@@ -76,28 +71,50 @@ func (s *Server) Restore(ctx context.Context) error {
 		}
 		index, ok := s.o.Datapath.HasLink(sv.Endpoint.IfName)
 		if !ok {
-			dropped++
-			_ = os.Remove(path)
+			gone = append(gone, sv)
 			continue
 		}
 		ep := sv.Endpoint
 		ep.IfIndex, ep.State = index, state.EndpointRestoring
-		for _, a := range slices.DeleteFunc([]netip.Addr{ep.IPv4, ep.IPv6}, func(a netip.Addr) bool { return !a.IsValid() }) {
-			if err := s.o.Addresses.Reserve(ep.Pod.String(), a); err != nil {
-				s.log.Warn("address of a restored endpoint cannot be reserved; the pod keeps it until it is deleted", "pod", ep.Pod.String(), "error", err)
-			}
+		if _, err := s.reserve(sv, ep.Pod.String()); err != nil {
+			s.log.Warn("address of a restored endpoint cannot be reserved; the pod keeps it until it is deleted", "pod", ep.Pod.String(), "error", err)
 		}
-		s.mu.Lock()
-		s.links[ep.ID] = sv.Link
-		s.next = max(s.next, ep.ID)
-		s.mu.Unlock()
 		s.t.Endpoints.Insert(w, ep)
 		restored++
 	}
 	s.restore(w)
 	w.Commit()
-	s.log.Info("endpoints restored", "restored", restored, "gone", dropped)
+	for _, sv := range gone {
+		// An owner of its own: what a pod that is there has is not taken from it.
+		taken, err := s.reserve(sv, fmt.Sprintf("%s (deleted, endpoint %d)", sv.Endpoint.Pod, sv.Endpoint.ID))
+		if err != nil {
+			s.log.Warn("address of an endpoint that is gone is not its own any more", "pod", sv.Endpoint.Pod.String(), "error", err)
+		}
+		s.release(sv.Endpoint.ID, taken...)
+	}
+	s.log.Info("endpoints restored", "restored", restored, "gone", len(gone))
 	return s.replay(ctx)
+}
+
+// reserve takes the number and the addresses of an endpoint of an earlier run. It returns those that it
+// could take.
+func (s *Server) reserve(sv saved, owner string) (taken []netip.Addr, err error) {
+	ep := sv.Endpoint
+	s.mu.Lock()
+	s.links[ep.ID] = sv.Link
+	s.next = max(s.next, ep.ID)
+	s.mu.Unlock()
+	for _, a := range []netip.Addr{ep.IPv4, ep.IPv6} {
+		if !a.IsValid() {
+			continue
+		}
+		if rerr := s.o.Addresses.Reserve(owner, a); rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		taken = append(taken, a)
+	}
+	return taken, err
 }
 
 func readSaved(path string) (saved, error) {

@@ -8,7 +8,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -43,8 +46,8 @@ type Server struct {
 	log     *slog.Logger
 	restore func(w *state.WriteTxn) // commits the initializer of Endpoints
 
-	mu     sync.Mutex // guards links, next and every read-modify-write of an Endpoints row
-	links  map[uint16]Link
+	mu     sync.Mutex      // guards links, next and every read-modify-write of an Endpoints row
+	links  map[uint16]Link // by number of the endpoint; one that has an entry is taken
 	next   uint16
 	locks  map[string]*attachLock
 	refuse error // set while ADD cannot be served
@@ -171,7 +174,7 @@ func (s *Server) Add(ctx context.Context, a wire.Attachment) (*wire.Interface, e
 		return nil, fmt.Errorf("allocate address for pod %s: %w", ep.Pod, err)
 	}
 	if ep.ID, err = s.takeID(); err != nil {
-		s.o.Addresses.Release(ep.IPv4, ep.IPv6)
+		s.o.Addresses.Release(func() {}, ep.IPv4, ep.IPv6)
 		return nil, err
 	}
 	out, err := s.connect(ctx, ep)
@@ -342,15 +345,24 @@ func (s *Server) remove(ctx context.Context, ep state.Endpoint) {
 	w := s.t.DB.WriteTxn()
 	s.t.Endpoints.Delete(w, ep.ID)
 	w.Commit()
-	delete(s.links, ep.ID)
 	s.mu.Unlock()
 	if err := s.o.Datapath.DeleteLink(ctx, ep.IfName); err != nil {
 		s.log.Warn("cannot delete interface", "interface", ep.IfName, "pod", ep.Pod.String(), "error", err)
 	}
-	s.o.Addresses.Release(ep.IPv4, ep.IPv6)
-	if err := s.forget(ep.ID); err != nil {
-		s.log.Warn("cannot remove endpoint file", "endpoint", ep.ID, "error", err)
-	}
+	s.release(ep.ID, ep.IPv4, ep.IPv6)
+}
+
+// release takes the number and the addresses of an endpoint back. Its file stays as long as these are
+// taken, so that a start in between knows that they are.
+func (s *Server) release(id uint16, addrs ...netip.Addr) {
+	s.o.Addresses.Release(func() {
+		if err := os.Remove(s.file(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("cannot remove the file of an endpoint that is gone", "endpoint", id, "error", err)
+		}
+		s.mu.Lock()
+		delete(s.links, id)
+		s.mu.Unlock()
+	}, addrs...)
 }
 
 // Check compares an attachment with its endpoint and returns what the pod's side must look like.

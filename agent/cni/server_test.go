@@ -70,22 +70,47 @@ type node struct {
 	dir    string
 	api    objects
 	cidr   string
+	held   bool // addresses that leave are not free at once
 }
 
 func newNode(t *testing.T) *node {
 	return &node{kernel: &kernel{links: map[string]int{}}, dir: t.TempDir(), cidr: "10.0.1.0/24"}
 }
 
+// addresses is a pool. What leaves it is free at once, or with held when the test says so.
+type addresses struct {
+	*ipam.Pool
+	held bool
+	free []func()
+}
+
+func (p *addresses) Release(done func(), addrs ...netip.Addr) {
+	p.free = append(p.free, func() {
+		p.Pool.Release(addrs...)
+		done()
+	})
+	if !p.held {
+		p.flush()
+	}
+}
+
+func (p *addresses) flush() {
+	for _, f := range p.free {
+		f()
+	}
+	p.free = nil
+}
+
 // start is a start of the agent.
-func (n *node) start(t *testing.T) (*Server, *state.Tables, *ipam.Pool) {
+func (n *node) start(t *testing.T) (*Server, *state.Tables, *addresses) {
 	t.Helper()
 	pool, err := ipam.New([]netip.Prefix{netip.MustParsePrefix(n.cidr)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables := state.NewTables()
+	tables, held := state.NewTables(), &addresses{Pool: pool, held: n.held}
 	s := New(Options{
-		Tables: tables, Datapath: n.kernel, Addresses: pool, Identities: identities{}, Objects: n.api,
+		Tables: tables, Datapath: n.kernel, Addresses: held, Identities: identities{}, Objects: n.api,
 		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },
 		StateDir:  filepath.Join(n.dir, "endpoints"), QueueDir: filepath.Join(n.dir, "queue"),
 		Log: slog.New(slog.DiscardHandler),
@@ -93,7 +118,7 @@ func (n *node) start(t *testing.T) (*Server, *state.Tables, *ipam.Pool) {
 	if err := s.Restore(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	return s, tables, pool
+	return s, tables, held
 }
 
 func attach(name string) wire.Attachment {
@@ -189,6 +214,68 @@ func TestRestartKeepsPodsAndDoesQueuedDeletions(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(n.dir, "queue", "*")); len(left) != 0 {
 		t.Errorf("queue still has %v", left)
+	}
+}
+
+// TestAddressIsTakenUntilItsFlowsAreGone ends the agent between the deletion of a pod and the end of its
+// flows. Neither address nor number may go to another pod before.
+func TestAddressIsTakenUntilItsFlowsAreGone(t *testing.T) {
+	n, ctx := newNode(t), context.Background()
+	n.held = true
+	s, _, _ := n.start(t)
+	s.SetReady(nil)
+	old, err := s.Add(ctx, attach("old"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Del(ctx, attach("old")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also when it ends again
+		var pool *addresses
+		var tables *state.Tables
+		s, tables, pool = n.start(t)
+		s.SetReady(nil)
+		if tables.Endpoints.Len() != 0 || pool.Usage()[0].Allocated != 2 {
+			t.Errorf("after a start: %d rows, %+v", tables.Endpoints.Len(), pool.Usage())
+		}
+		itf, err := s.Add(ctx, attach("new"))
+		if err != nil || itf.Addresses[0].IP == old.Addresses[0].IP || itf.EndpointID == old.EndpointID {
+			t.Errorf("the next pod got %+v, %v; the one before had %+v", itf, err, old)
+		}
+		if err := s.Del(ctx, attach("new")); err != nil {
+			t.Fatal(err)
+		}
+		pool.free = pool.free[len(pool.free)-1:] // those of the new pod go
+		pool.flush()
+	}
+	_, _, pool := n.start(t)
+	pool.flush()
+	if left, _ := filepath.Glob(filepath.Join(n.dir, "endpoints", "*.json")); len(left) != 0 || pool.Usage()[0].Allocated != 1 {
+		t.Errorf("left %v, %+v", left, pool.Usage())
+	}
+}
+
+// TestAddressOfTwo has the file of a pod that is gone beside that of a pod with the same address.
+func TestAddressOfTwo(t *testing.T) {
+	n, ctx := newNode(t), context.Background()
+	s, tables, _ := n.start(t)
+	s.SetReady(nil)
+	itf, err := s.Add(ctx, attach("stays"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin, _ := tables.Endpoints.Get(itf.EndpointID)
+	twin.ID, twin.IfName, twin.Pod.Name = twin.ID+1, "lxcgone", "gone"
+	if err := s.save(twin, Link{}); err != nil {
+		t.Fatal(err)
+	}
+	_, tables, pool := n.start(t)
+	if tables.Endpoints.Len() != 1 || pool.Usage()[0].Allocated != 2 {
+		t.Errorf("%d rows, %+v", tables.Endpoints.Len(), pool.Usage())
+	}
+	if left, _ := filepath.Glob(filepath.Join(n.dir, "endpoints", "*.json")); len(left) != 1 {
+		t.Errorf("files %v", left)
 	}
 }
 

@@ -92,7 +92,7 @@ func FuzzRequests(f *testing.F) {
 		}
 		tables := state.NewTables()
 		s := New(Options{
-			Tables: tables, Datapath: &kernel{links: map[string]int{}}, Addresses: pool, Identities: identities{}, Objects: objects{},
+			Tables: tables, Datapath: &kernel{links: map[string]int{}}, Addresses: &addresses{Pool: pool}, Identities: identities{}, Objects: objects{},
 			StateDir: dir, QueueDir: dir, Log: slog.New(slog.DiscardHandler),
 		})
 		s.SetReady(nil)

@@ -133,17 +133,9 @@ func (c *Collector) Sweep(v6 bool) error {
 	tight := c.Stats(v6).Fill > fillTight
 	var r result
 	if v6 {
-		r, err = sweep(c, family[bpf.Ct6Key, bpf.Ct6]{
-			v6: true, tiers: [2]*ebpf.Map{c.maps.Ct6, c.maps.Ct6New},
-			ct: func(v *bpf.Ct6) *bpf.Ct { return &v.C }, twin: twin6,
-			l4: func(k *bpf.Ct6Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
-		}, now, tight)
+		r, err = sweep(c, c.family6(), now, tight)
 	} else {
-		r, err = sweep(c, family[bpf.Ct4Key, bpf.Ct4]{
-			tiers: [2]*ebpf.Map{c.maps.Ct4, c.maps.Ct4New},
-			ct:    func(v *bpf.Ct4) *bpf.Ct { return &v.C }, twin: twin4,
-			l4: func(k *bpf.Ct4Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
-		}, now, tight)
+		r, err = sweep(c, c.family4(), now, tight)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -167,6 +159,22 @@ type family[K comparable, V any] struct {
 	twin  func(*K, *V) K
 }
 
+func (c *Collector) family4() family[bpf.Ct4Key, bpf.Ct4] {
+	return family[bpf.Ct4Key, bpf.Ct4]{
+		tiers: [2]*ebpf.Map{c.maps.Ct4, c.maps.Ct4New},
+		ct:    func(v *bpf.Ct4) *bpf.Ct { return &v.C }, twin: twin4,
+		l4: func(k *bpf.Ct4Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
+	}
+}
+
+func (c *Collector) family6() family[bpf.Ct6Key, bpf.Ct6] {
+	return family[bpf.Ct6Key, bpf.Ct6]{
+		v6: true, tiers: [2]*ebpf.Map{c.maps.Ct6, c.maps.Ct6New},
+		ct: func(v *bpf.Ct6) *bpf.Ct { return &v.C }, twin: twin6,
+		l4: func(k *bpf.Ct6Key) (uint8, uint16, uint16) { return k.Proto, k.Pa, k.Pb },
+	}
+}
+
 type result struct {
 	alive, deleted uint64
 	fill           float64
@@ -175,36 +183,48 @@ type result struct {
 // sweep reads both tiers and gives what is idle to the program.
 func sweep[K comparable, V any](c *Collector, f family[K, V], now uint32, tight bool) (result, error) {
 	var r result
+	entries := uint64(0)
+	_, deleted, err := remove(c, f, func(k *K, v *V, tier uint8) []bpf.GcItem {
+		if tier == 0 {
+			entries++
+		}
+		idle := f.judge(k, v, tier, now, tight)
+		if idle == nil {
+			r.alive++
+		}
+		return idle
+	})
+	r.deleted, r.fill = deleted, float64(entries)/float64(f.tiers[0].MaxEntries())
+	return r, err
+}
+
+// remove reads both tiers and has the program delete what pick chooses, unless it has moved since. It
+// returns how many were chosen and how many of them were deleted. Flows go from the second tier to
+// the first while this reads, never back, so the first is read last.
+func remove[K comparable, V any](c *Collector, f family[K, V], pick func(k *K, v *V, tier uint8) []bpf.GcItem) (chosen, deleted uint64, err error) {
 	var items []bpf.GcItem
-	for tier, m := range f.tiers {
-		entries := uint64(0)
-		err := eachBatch(m, func(keys []K, values []V) error {
+	flush := func() error {
+		n, err := c.expire(f.v6, items)
+		chosen += uint64(len(items))
+		deleted += n
+		items = items[:0]
+		return err
+	}
+	for _, tier := range []uint8{1, 0} {
+		err := eachBatch(f.tiers[tier], func(keys []K, values []V) error {
 			for i := range keys {
-				entries++
-				idle := f.judge(&keys[i], &values[i], uint8(tier), now, tight)
-				if idle == nil {
-					r.alive++
-				}
-				items = append(items, idle...)
+				items = append(items, pick(&keys[i], &values[i], tier)...)
 			}
 			if len(items) < lookupBatch {
 				return nil
 			}
-			n, err := c.expire(f.v6, items)
-			r.deleted += n
-			items = items[:0]
-			return err
+			return flush()
 		})
 		if err != nil {
-			return r, err
-		}
-		if tier == 0 {
-			r.fill = float64(entries) / float64(m.MaxEntries())
+			return chosen, deleted, err
 		}
 	}
-	n, err := c.expire(f.v6, items)
-	r.deleted += n
-	return r, err
+	return chosen, deleted, flush()
 }
 
 // judge returns the items that end a flow if it is idle, both halves of it; none if it is not.
@@ -312,23 +332,53 @@ func (c *Collector) each(which func(Programs) *ebpf.Program, v6 bool, items []bp
 	return done, nil
 }
 
-// Purge deletes every flow of an address, translated or not. It is for an address that leaves the
-// node, before somebody else may get it.
+// Purge deletes every flow of the addresses, translated or not, for those that leave the node: before
+// somebody else may get them. Many at once cost as much as one: the tables are read once.
 func (c *Collector) Purge(addrs ...netip.Addr) error {
+	v4, v6 := map[uint32]netip.Addr{}, map[[16]byte]netip.Addr{}
 	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
+		switch a = a.Unmap(); {
+		case a.Is4():
+			v4[bpf.IP4(a)] = a
+		case a.Is6():
+			v6[bpf.IP(a)] = a
 		}
-		arg := bpf.GcPurge{Ip: bpf.IP(a)}
-		c.batch.Lock()
-		err := run(c.progs.Purge, &arg)
-		c.batch.Unlock()
-		if err != nil {
-			return fmt.Errorf("purge flows of %s: %w", a, err)
+	}
+	return errors.Join(
+		purge(c, c.family4(), v4, func(k *bpf.Ct4Key, v *bpf.Ct4) [4]uint32 { return [4]uint32{k.A, k.B, v.Saddr, v.Daddr} }),
+		purge(c, c.family6(), v6, func(k *bpf.Ct6Key, v *bpf.Ct6) [4][16]byte { return [4][16]byte{k.A, k.B, v.Saddr, v.Daddr} }))
+}
+
+// purge deletes the flows of addresses of one family. of returns the addresses of an entry, the last
+// two of them those of the translated packet.
+func purge[K, A comparable, V any](c *Collector, f family[K, V], addrs map[A]netip.Addr, of func(*K, *V) [4]A) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	gone := func(a A) bool { _, ok := addrs[a]; return ok }
+	chosen, deleted, err := remove(c, f, func(k *K, v *V, tier uint8) []bpf.GcItem {
+		a, ct := of(k, v), f.ct(v)
+		if gone(a[0]) || gone(a[1]) || ct.Kind != bpf.CtPlain && (gone(a[2]) || gone(a[3])) {
+			return []bpf.GcItem{item(k, ct, tier)}
 		}
-		c.mu.Lock()
-		c.stats[index(a.Unmap().Is6())].Purged += uint64(arg.Deleted)
-		c.mu.Unlock()
+		return nil
+	})
+	// Somebody still sends to an address that is gone: the program takes flows that move, but reads the
+	// tables for each address.
+	if err == nil && deleted < chosen {
+		for _, a := range addrs {
+			arg := bpf.GcPurge{Ip: bpf.IP(a)}
+			c.batch.Lock()
+			err = errors.Join(err, run(c.progs.Purge, &arg))
+			c.batch.Unlock()
+			deleted += uint64(arg.Deleted)
+		}
+	}
+	c.mu.Lock()
+	c.stats[index(f.v6)].Purged += deleted
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("purge flows: %w", err)
 	}
 	return nil
 }

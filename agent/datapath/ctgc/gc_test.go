@@ -4,6 +4,7 @@ package ctgc
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -73,11 +74,11 @@ func TestIntervalAdapts(t *testing.T) {
 // tables are the real maps and programs.
 type tables struct {
 	*Collector
-	t   *testing.T
+	t   testing.TB
 	now uint32
 }
 
-func newTables(t *testing.T) *tables {
+func newTables(t testing.TB) *tables {
 	t.Helper()
 	spec, err := bpf.LoadGc()
 	if err != nil {
@@ -130,7 +131,7 @@ func (tb *tables) pair4(fwd, rev *ebpf.Map, port uint16, fwdIdle, revIdle time.D
 	return f, r
 }
 
-func has(t *testing.T, m *ebpf.Map, k any) bool {
+func has(t testing.TB, m *ebpf.Map, k any) bool {
 	t.Helper()
 	v, err := m.LookupBytes(k)
 	if err != nil {
@@ -197,6 +198,7 @@ func TestAFlowThatMovedStays(t *testing.T) {
 	}
 }
 
+// TestPurge takes one address, then many of both families at once.
 func TestPurge(t *testing.T) {
 	tb := newTables(t)
 	m := tb.maps
@@ -215,6 +217,77 @@ func TestPurge(t *testing.T) {
 	}
 	if s := tb.Stats(false); s.Purged != 2 {
 		t.Errorf("counted %+v", s)
+	}
+	ip6 := func(i int) netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i >> 8), 15: byte(i)}) }
+	const n = 700
+	addrs := []netip.Addr{netip.MustParseAddr("10.96.0.10")} // of the translated packet
+	for i := range n {
+		if i%2 == 0 {
+			addrs = append(addrs, ip6(i))
+		}
+		if err := m.Ct6New.Put(bpf.Ct6Key{A: ip6(i).As16(), B: [16]byte{0: 0xfe}, Proto: 6}, bpf.Ct6{Saddr: ip6(n + i).As16()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addrs = append(addrs, ip6(n+1)) // in a field that means nothing in a flow without translation
+	f, r = tb.pair4(m.Ct4New, m.Ct4, 1000, 0, 0)
+	if err := tb.Purge(addrs...); err != nil {
+		t.Fatal(err)
+	}
+	if has(t, m.Ct4New, f) || has(t, m.Ct4, r) {
+		t.Error("flows of IPv4 are still there")
+	}
+	for i := range n {
+		if left := has(t, m.Ct6New, bpf.Ct6Key{A: ip6(i).As16(), B: [16]byte{0: 0xfe}, Proto: 6}); left != (i%2 == 1) {
+			t.Fatalf("flow %d: left %v", i, left)
+		}
+	}
+	if s := tb.Stats(true); s.Purged != n/2 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// TestPurgeOfFlowsThatMove has somebody send to an address while it is purged.
+func TestPurgeOfFlowsThatMove(t *testing.T) {
+	tb := newTables(t)
+	k := bpf.Ct4Key{A: addr4("10.1.1.2"), B: addr4("10.1.2.2"), Proto: 17}
+	if err := tb.maps.Ct4.Put(&k, &bpf.Ct4{C: bpf.Ct{Seen: 500}}); err != nil {
+		t.Fatal(err)
+	}
+	f := tb.family4()
+	f.ct = func(v *bpf.Ct4) *bpf.Ct { // as it was before the last packet
+		v.C.Seen = 499
+		return &v.C
+	}
+	gone := netip.MustParseAddr("10.1.1.2")
+	err := purge(tb.Collector, f, map[uint32]netip.Addr{bpf.IP4(gone): gone}, func(k *bpf.Ct4Key, _ *bpf.Ct4) [4]uint32 { return [4]uint32{k.A, k.B} })
+	if err != nil || has(t, tb.maps.Ct4, k) || tb.Stats(false).Purged != 1 {
+		t.Errorf("left %v, %v", has(t, tb.maps.Ct4, k), err)
+	}
+}
+
+// BenchmarkPurge removes addresses from tables that hold so many flows, one at a time and many at once.
+func BenchmarkPurge(b *testing.B) {
+	for _, flows := range []int{0, 50000} {
+		for _, addrs := range []int{1, 50} {
+			b.Run(fmt.Sprintf("%d flows, %d addresses", flows, addrs), func(b *testing.B) {
+				tb := newTables(b)
+				for i := range flows {
+					if err := tb.maps.Ct4.Put(bpf.Ct4Key{A: uint32(i), B: 7, Proto: 6}, bpf.Ct4{C: bpf.Ct{Seen: tb.now, Flags: bpf.CtConfirmed}}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				var gone []netip.Addr
+				for i := range addrs {
+					gone = append(gone, netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), netip.AddrFrom16([16]byte{0xfd, 15: byte(i)}))
+				}
+				for b.Loop() {
+					if err := tb.Purge(gone...); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }
 
