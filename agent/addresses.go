@@ -21,6 +21,17 @@ const (
 	purgeRetry    = time.Minute
 )
 
+// errFlowsMove is why addresses are not free for a while after an upgrade.
+var errFlowsMove = errors.New("flows are moving to another table")
+
+// purge removes the flows of addresses. Those in a table of before would come after.
+func (a *Agent) purge(addrs ...netip.Addr) error {
+	if a.flowsMove.Load() {
+		return errFlowsMove
+	}
+	return a.svc.flows.Purge(addrs...)
+}
+
 // addresses is the pool of pod addresses. One that comes back stays taken until its flows are gone: no
 // pod meets those of another, and no deletion of a pod waits for that.
 type addresses struct {
@@ -116,7 +127,11 @@ func (p *addresses) Run(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			p.log.Warn("addresses of removed pods stay taken, will try again", "in", purgeRetry, "error", err)
+			level := slog.LevelWarn
+			if errors.Is(err, errFlowsMove) {
+				level = slog.LevelInfo
+			}
+			p.log.Log(ctx, level, "addresses of removed pods stay taken, will try again", "in", purgeRetry, "error", err)
 			pause = purgeRetry
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"lash.internal/lash/agent/cni"
@@ -53,6 +54,8 @@ type Agent struct {
 	addresses *addresses
 	events    *flow.Monitor
 	svc       *services
+
+	flowsMove atomic.Bool // out of a table of before, which is not purged
 
 	mu    sync.Mutex
 	phase error // what the agent waits for; nil when it serves its node
@@ -319,7 +322,8 @@ func (a *Agent) newPods(client *kube.Client) error {
 		ClusterName: a.cfg.ClusterName, Filter: filter, Log: a.log,
 		Taken: func(err error) bool { return errors.Is(err, kube.ErrTaken) },
 	})
-	a.addresses = newAddresses(a.pool, a.svc.flows.Purge, a.log)
+	a.flowsMove.Store(len(a.kernel.maps.Moving()) > 0)
+	a.addresses = newAddresses(a.pool, a.purge, a.log)
 	a.pods = cni.New(cni.Options{
 		Tables: a.tables, Datapath: podLinks{a}, Addresses: a.addresses, Identities: ids, Objects: client,
 		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },

@@ -46,6 +46,7 @@ func (a *Agent) syncHooks(ctx context.Context) error {
 // settle ends an upgrade: when the time of probation is over and every hook runs the new generation,
 // the old one is forgotten; if some could not be brought to it, all go back.
 func (a *Agent) settle(ctx context.Context, probation, interval time.Duration) error {
+	defer a.flowsMove.Store(false)
 	k := a.kernel
 	over := time.Now().Add(probation)
 	if k.choice.Previous == nil {

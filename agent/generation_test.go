@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -169,8 +170,15 @@ func TestUpgradeOfTheHooks(t *testing.T) {
 	if len(n.pinned()) != 2 {
 		t.Error("the old generation is gone before its time")
 	}
+	n.flowsMove.Store(true)
+	if err := n.purge(netip.MustParseAddr("10.0.0.2")); !errors.Is(err, errFlowsMove) {
+		t.Errorf("an address is free though flows of it may come: %v", err)
+	}
 	if err := n.settle(t.Context(), time.Millisecond, time.Millisecond); err != nil {
 		t.Error(err)
+	}
+	if n.flowsMove.Load() {
+		t.Error("no address is ever free again")
 	}
 	if p := n.pinned(); len(p) != 1 || p[0] != current || n.kernel.problem != nil {
 		t.Errorf("pinned %v, problem %v", p, n.kernel.problem)

@@ -255,8 +255,10 @@ func (l *load) stop(paths []path) {
 		}
 	}
 	onControl := control.UDPLost - (unreadControl - l.unreadControl)
-	if lost -= unread; lost > max(0, onControl) {
-		l.t.Errorf("%d datagrams were lost on the way, on the control path %d; servers did not read %d others in time", lost, onControl, unread)
+	lost -= unread
+	l.t.Logf("%d datagrams were lost on the way, on the control path %d; servers did not read %d others in time", lost, onControl, unread)
+	if lost > max(0, onControl) {
+		l.t.Errorf("more datagrams were lost than on the control path")
 	}
 }
 
