@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,6 +96,12 @@ func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crash
 	c.ok(append([]string{"install", "--wait", "--yes"}, install...)...)
 	c.ok("status", "--wait")
 	bed := &crashBed{cluster: c, plan: plan, a: "control-plane", b: "worker"}
+	t.Cleanup(func() {
+		if t.Failed() { // before the cluster goes
+			file := filepath.Join(os.TempDir(), name+"-sysdump")
+			t.Logf("evidence: %s.zip %s", file, c.run("sysdump", "--output-filename", file).err)
+		}
+	})
 	c.apply(t, "soak.yaml", map[string]string{"NODEA": "lash-" + name + "-" + bed.a, "NODEB": "lash-" + name + "-" + bed.b})
 	c.kubectl("wait", "--for=condition=Ready", "pod/server", "pod/near", "pod/far", "--timeout=90s")
 	bed.bare()
@@ -363,11 +370,14 @@ func (b *crashBed) rarer(t *testing.T) {
 		b.processes(b.a, "^/var/lib/lash/bin/kube-apiserver ", "kill -CONT $p")
 		b.ready(t)
 	})
-	// The kernel itself may lose a packet while a filter is put in place: that is before the load.
-	b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc qdisc add dev $d clsact
-tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 4294967295' flowid 1:1; done`)
+	// The kernel itself may lose a packet while a filter or its qdisc is put in place: that is before the
+	// load, and the qdisc stays. The filter looks at every packet and leaves it to those after it.
+	b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do
+tc qdisc show dev $d | grep -q clsact || tc qdisc add dev $d clsact
+tc filter add dev $d ingress prio 7 protocol all bpf bytecode '1,6 0 0 0' flowid 1:1; done`)
 	b.during(t, "kill beside a foreign program on the same hooks", func(t *testing.T) { b.kill(t, b.b) })
-	foreign := b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do tc filter show dev $d ingress; tc qdisc del dev $d clsact; done`)
+	foreign := b.node(b.b, "sh", "-ec", `for d in eth0 $(ls /sys/class/net | grep ^lxc); do
+tc filter show dev $d ingress prio 7; tc filter del dev $d ingress prio 7; done`)
 	if strings.Count(foreign, "bytecode") < 2 {
 		t.Errorf("the foreign program is gone:\n%s", foreign)
 	}
