@@ -125,9 +125,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		stop(nil)
 		running.Wait() // nobody uses what is closed here
 		if a.svc != nil {
-			if err := a.svc.close(); err != nil {
-				log.Warn("maps stay mapped", "error", err)
-			}
+			a.svc.close()
 		}
 		a.kernel.close()
 	}()
@@ -152,7 +150,6 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.pods.Restore(ctx); err != nil {
 		return err
 	}
-
 	crash.At(crash.Restored)
 
 	// Loops: from here on the kernel follows the tables.
@@ -177,7 +174,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	background("conntrack", a.svc.collect)
 	background("pods", a.pods.Run)
-	background("addresses", a.addresses.Run)
+	background("addresses of removed pods", a.addresses.Run)
 	if err := a.ready(); err != nil {
 		return err
 	}
