@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -24,12 +25,30 @@ type Options struct {
 	Server netip.AddrPort
 	// DataPort is the port that the server is asked to use for the test, 0 for any.
 	DataPort uint16
+	// ConnectPort is the port that the client uses for the test whatever the server answers; 0 is the
+	// answer. Behind a Service or any other translation the two differ.
+	ConnectPort uint16
 	// Length is how long to measure, in whole seconds: the protocol knows no others.
 	Length time.Duration
+	// Count, when it is not 0, ends the test after so many transactions or bytes, and Length is not used.
+	Count int
+	// Rate is how many transactions to begin in a second, whether the ones before are over or not; their
+	// latencies then begin when they should have begun. 0 begins each when the one before is over.
+	Rate float64
 	// RequestSize and ResponseSize are the bytes of a transaction each way, 1 by default.
 	RequestSize, ResponseSize int
 	// SendSize is the bytes that a call sends in a one-way test, by default the socket's send buffer.
-	SendSize int
+	// RecvSize is what a call of the receiver asks for, by default its receive buffer.
+	SendSize, RecvSize int
+	// SendBuffer and RecvBuffer are the sizes of the socket's buffers here, ServerSendBuffer and
+	// ServerRecvBuffer there; 0 leaves them to the kernels.
+	SendBuffer, RecvBuffer, ServerSendBuffer, ServerRecvBuffer int
+	// NoDelay sets TCP_NODELAY on both sides.
+	NoDelay bool
+	// FirstPort and LastPort are the local ports that TCP_CRR goes round in, by default netperf's.
+	FirstPort, LastPort uint16
+	// Local is the address to send from, by default the kernel's choice.
+	Local netip.Addr
 	// CPU and ServerCPU bind the measuring thread of either side to a processor; -1 does not.
 	CPU, ServerCPU int
 	// Congestion is the congestion control of both sides, by default the kernels' own.
@@ -58,21 +77,49 @@ type Result struct {
 	Latency   *stats.Summary `json:"latency,omitempty"`
 
 	Bytes      uint64  `json:"bytes,omitempty"` // that arrived, one-way tests
+	Sent       uint64  `json:"sent,omitempty"`  // bytes that were sent, one-way tests
 	Throughput float64 `json:"throughput_mbit,omitempty"`
 
-	RequestSize  int    `json:"requestSize,omitempty"`
-	ResponseSize int    `json:"responseSize,omitempty"`
-	SendSize     int    `json:"sendSize,omitempty"`
-	PortsTaken   int    `json:"portsTaken,omitempty"` // local ports that were in use, TCP_CRR
-	Lost         int    `json:"lost,omitempty"`       // datagrams without an answer, UDP_RR
-	PathMTU      int    `json:"pathMTU,omitempty"`
-	MSS          int    `json:"mss,omitempty"`
-	Retransmits  int    `json:"retransmits"` // TCP segments that were sent again in this network namespace
-	Congestion   string `json:"congestion,omitempty"`
+	RequestSize  int `json:"requestSize,omitempty"`
+	ResponseSize int `json:"responseSize,omitempty"`
+	SendSize     int `json:"sendSize,omitempty"`
+	PortsTaken   int `json:"portsTaken,omitempty"` // local ports that were in use, TCP_CRR
+	// Errors counts the connections of TCP_CRR that failed, by what happened to them.
+	Errors map[string]int `json:"errors,omitempty"`
+	// Histogram is the latencies as an HdrHistogram in nanoseconds, in its own V2 encoding.
+	Histogram   string `json:"histogram,omitempty"`
+	Lost        int    `json:"lost,omitempty"` // datagrams without an answer, UDP_RR
+	PathMTU     int    `json:"pathMTU,omitempty"`
+	MSS         int    `json:"mss,omitempty"`
+	Retransmits int    `json:"retransmits"` // TCP segments that were sent again in this network namespace
+	Congestion  string `json:"congestion,omitempty"`
 	// Counters are the TCP counters of the network namespace that tell of trouble, as far as they grew.
 	Counters map[string]int64 `json:"counters,omitempty"`
-	// Noise is what went on on the machine during the test, the test included.
-	Noise stats.Noise `json:"noise"`
+	// Noise is what went on on the machine during the test, the test included; Before is what went on
+	// while the client settled.
+	Noise  stats.Noise  `json:"noise"`
+	Before *stats.Noise `json:"noiseBefore,omitempty"`
+	// LocalCPU and RemoteCPU are how busy the two machines were, the test included, and the demands the
+	// microseconds of processor time that a transaction took there, or 1024 bytes of a one-way test.
+	LocalCPU     stats.CPU `json:"localCPU"`
+	RemoteCPU    stats.CPU `json:"remoteCPU"`
+	LocalDemand  float64   `json:"localDemand_us"`
+	RemoteDemand float64   `json:"remoteDemand_us"`
+	// ThreadDemand is the part of it that the measuring thread took itself.
+	ThreadDemand float64 `json:"threadDemand_us"`
+	Streams      int     `json:"streams,omitempty"` // that ran at the same time, when more than one
+	// Socket buffers as they were at the end, and calls; SendCalls and RecvCalls are the client's.
+	SendBuffer       int     `json:"sendBuffer,omitempty"`
+	RecvBuffer       int     `json:"recvBuffer,omitempty"`
+	ServerSendBuffer int     `json:"serverSendBuffer,omitempty"`
+	ServerRecvBuffer int     `json:"serverRecvBuffer,omitempty"`
+	SendCalls        int     `json:"sendCalls,omitempty"`
+	RecvCalls        int     `json:"recvCalls,omitempty"`
+	ServerSendCalls  int     `json:"serverSendCalls,omitempty"`
+	ServerRecvCalls  int     `json:"serverRecvCalls,omitempty"`
+	ServerRetrans    int     `json:"serverRetransmits"` // -1: not known
+	ServerSeconds    float64 `json:"serverSeconds,omitempty"`
+	ServerCongestion string  `json:"serverCongestion,omitempty"`
 	// ServerSaw is how many transactions or bytes the server counted.
 	ServerSaw uint64 `json:"serverSaw"`
 }
@@ -100,25 +147,45 @@ func (o *Options) complete() error {
 	if o.ResponseSize == 0 {
 		o.ResponseSize = 1
 	}
-	known := false
-	for _, t := range Tests {
-		known = known || t == o.Test
+	if o.FirstPort == 0 && o.LastPort == 0 {
+		o.FirstPort, o.LastPort = firstPort, lastPort
+	}
+	if _, err := ParseTest(string(o.Test)); err != nil {
+		return err
 	}
 	switch {
-	case !known:
-		return fmt.Errorf("test %q: use one of %v", o.Test, Tests)
 	case !o.Server.Addr().IsValid():
 		return errors.New("the address of the server is missing")
-	case o.Length < time.Second || o.Length%time.Second != 0 || o.Length > maxLength:
+	case o.Count < 0 || o.Count > math.MaxInt32:
+		return fmt.Errorf("count %d: use 1 to %d transactions or bytes", o.Count, math.MaxInt32)
+	case o.Count == 0 && (o.Length < time.Second || o.Length%time.Second != 0 || o.Length > maxLength):
 		return fmt.Errorf("length %s: use whole seconds from 1s to %s", o.Length, maxLength)
+	case o.Rate < 0 || o.Rate > 1e6 || math.IsNaN(o.Rate):
+		return fmt.Errorf("rate %v: use up to 1000000 transactions a second, or 0 for as fast as it goes", o.Rate)
+	case o.Rate > 0 && !o.Test.Transactions():
+		return fmt.Errorf("%s has no transactions that could have a rate", o.Test)
+	case o.FirstPort == 0 || o.FirstPort >= o.LastPort:
+		return fmt.Errorf("local ports %d to %d: the second has to be higher", o.FirstPort, o.LastPort)
 	}
-	for name, size := range map[string]int{"request": o.RequestSize, "response": o.ResponseSize, "send": o.SendSize} {
+	for name, size := range map[string]int{
+		"request": o.RequestSize, "response": o.ResponseSize, "send": o.SendSize, "receive": o.RecvSize,
+	} {
 		if size < 0 || size > maxSize {
 			return fmt.Errorf("%s size %d: use 1 to %d bytes", name, size, maxSize)
 		}
 	}
-	if o.Test == UDPRR && max(o.RequestSize, o.ResponseSize) > maxDatagram {
-		return fmt.Errorf("a datagram takes %d bytes, not %d", maxDatagram, max(o.RequestSize, o.ResponseSize))
+	for name, size := range map[string]int{
+		"send": o.SendBuffer, "receive": o.RecvBuffer, "server's send": o.ServerSendBuffer, "server's receive": o.ServerRecvBuffer,
+	} {
+		if size < 0 || size > math.MaxInt32/2 {
+			return fmt.Errorf("%s buffer of %d bytes: use 0 (the kernel's) or more", name, size)
+		}
+	}
+	if n := max(o.RequestSize, o.ResponseSize); o.Test == UDPRR && n > maxDatagram {
+		return fmt.Errorf("a datagram takes %d bytes, not %d", maxDatagram, n)
+	}
+	if o.Test == UDPStream && o.SendSize > maxDatagram {
+		return fmt.Errorf("a datagram takes %d bytes, not %d", maxDatagram, o.SendSize)
 	}
 	if len(o.Congestion) >= congestionLen {
 		return fmt.Errorf("congestion control %q: the name may have up to %d letters", o.Congestion, congestionLen-1)
@@ -130,6 +197,14 @@ func (o *Options) request() Request {
 	r := o.Test.request()
 	r.BindCPU = int32(o.ServerCPU)
 	r.Length = int32(o.Length / time.Second)
+	if o.Count > 0 {
+		r.Length = -int32(o.Count)
+	}
+	r.Flags |= FlagMeasureCPU
+	if o.NoDelay {
+		r.Flags |= FlagNoDelay
+	}
+	r.SendBuffer, r.RecvBuffer = orKernels(o.ServerSendBuffer), orKernels(o.ServerRecvBuffer)
 	r.IPv6 = o.Server.Addr().Unmap().Is6()
 	r.DataPort = o.DataPort
 	r.Congestion = o.Congestion
@@ -138,8 +213,26 @@ func (o *Options) request() Request {
 		r.RequestSize, r.ResponseSize = int32(o.RequestSize), int32(o.ResponseSize)
 	case o.Test == TCPMaerts && o.SendSize > 0:
 		r.SendSize = int32(o.SendSize)
+	case o.Test != TCPMaerts && o.RecvSize > 0:
+		r.RecvSize = int32(o.RecvSize)
 	}
 	return r
+}
+
+// orKernels is a size on the wire and in settings, where -1 leaves it to the kernel.
+func orKernels(size int) int32 {
+	if size == 0 {
+		return -1
+	}
+	return int32(size)
+}
+
+// most is how long the test may last when nothing goes wrong.
+func (o *Options) most() time.Duration {
+	if o.Count > 0 {
+		return maxLength
+	}
+	return o.Length
 }
 
 // Measure runs one test against a server.
@@ -147,14 +240,14 @@ func Measure(ctx context.Context, o Options) (Result, error) {
 	if err := o.complete(); err != nil {
 		return Result{}, err
 	}
-	if o.Settle > 0 {
-		select {
-		case <-time.After(o.Settle):
-		case <-ctx.Done():
-			return Result{}, context.Cause(ctx)
-		}
+	before, err := o.settle(ctx)
+	if err != nil {
+		return Result{}, err
 	}
-	var d net.Dialer
+	d := net.Dialer{Timeout: dialLimit}
+	if o.Local.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Local, 0))
+	}
 	conn, err := d.DialContext(ctx, "tcp", o.Server.String())
 	if err != nil {
 		return Result{}, fmt.Errorf("control connection: %w", err)
@@ -168,6 +261,7 @@ func Measure(ctx context.Context, o Options) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("%s with %s: %w", o.Test, o.Server, err)
 	}
+	res.Before = before
 	// The original ends a session like this: half a close, and the wait for the server's.
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.CloseWrite()
@@ -175,6 +269,28 @@ func Measure(ctx context.Context, o Options) (Result, error) {
 		_, _ = io.Copy(io.Discard, tcp) // only the end of it matters, and that only to the server
 	}
 	return res, nil
+}
+
+// dialLimit is how long the control connection may take.
+const dialLimit = 30 * time.Second
+
+// settle waits, and tells what went on meanwhile.
+func (o *Options) settle(ctx context.Context) (*stats.Noise, error) {
+	if o.Settle <= 0 {
+		return nil, nil
+	}
+	from, err := stats.ReadClock()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-time.After(o.Settle):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	to, err := stats.ReadClock()
+	noise := from.To(to)
+	return &noise, err
 }
 
 func (o *Options) measure(ctx context.Context, conn net.Conn) (Result, error) {
@@ -204,8 +320,14 @@ func (o *Options) measure(ctx context.Context, conn net.Conn) (Result, error) {
 	}
 
 	c := &client{o: o, cable: newCable()}
-	c.server = addressOf(netip.AddrPortFrom(o.Server.Addr().Unmap(), resp.DataPort))
-	c.settings = settings{sendBuffer: -1, recvBuffer: -1, priority: -1, tos: -1, congestion: o.Congestion}
+	port := resp.DataPort
+	if o.ConnectPort != 0 {
+		port = o.ConnectPort
+	}
+	c.server = addressOf(netip.AddrPortFrom(o.Server.Addr().Unmap(), port))
+	c.settings = settings{
+		sendBuffer: orKernels(o.SendBuffer), recvBuffer: orKernels(o.RecvBuffer), noDelay: o.NoDelay, priority: -1, tos: -1, congestion: o.Congestion,
+	}
 	defer context.AfterFunc(ctx, c.cable.cut)()
 	done, err := startThread(o.CPU, c.run)
 	if err == nil {
@@ -222,7 +344,8 @@ func (o *Options) measure(ctx context.Context, conn net.Conn) (Result, error) {
 	if saw.Errno != 0 {
 		return Result{}, fmt.Errorf("the server failed during the test: %w", unix.Errno(saw.Errno))
 	}
-	return c.result(&saw), nil
+	saw.parseCPU(end)
+	return c.result(&saw, &resp)
 }
 
 // client is one test while it runs. Its thread alone touches it.
@@ -236,15 +359,19 @@ type client struct {
 	out, in   []byte
 	local     address
 	port      uint16
-	latencies []int64 // ns
+	latencies *stats.Recorder
 	elapsed   time.Duration
-	bytes     uint64
+	bytes     uint64 // sent or received
+	calls     int    // that moved them
 	taken     int
 	lost      int
+	errors    map[string]int
 	sendSize  int
 	seen      connection
 	counters  map[string]int64
 	noise     stats.Noise
+	cpu       stats.CPU
+	own       time.Duration // processor time of the measuring thread
 }
 
 // Local ports that TCP_CRR goes round in, as netperf does.
@@ -263,16 +390,21 @@ const (
 func (c *client) run() error {
 	c.in = make([]byte, max(c.o.ResponseSize, 64<<10))
 	c.out = make([]byte, max(c.o.RequestSize, 1))
-	c.local.len = c.server.len
-	c.local.raw[0], c.local.raw[1] = c.server.raw[0], c.server.raw[1] // the family, any address, port 0
-	c.port = uint16(firstPort + rand.IntN(lastPort-firstPort+1))
-	if c.o.Test.Transactions() {
-		c.latencies = make([]int64, min(int(c.o.Length/time.Second)*expectedRate, expectedNumber))
-		for i := 0; i < len(c.latencies); i += 512 {
-			c.latencies[i] = 1 // the memory is there before the clock runs
-		}
-		c.latencies = c.latencies[:0]
+	if c.o.Local.IsValid() {
+		c.local = addressOf(netip.AddrPortFrom(c.o.Local, 0))
+	} else {
+		c.local.len = c.server.len
+		c.local.raw[0], c.local.raw[1] = c.server.raw[0], c.server.raw[1] // the family, any address, port 0
 	}
+	c.port = uint16(int(c.o.FirstPort) + rand.IntN(int(c.o.LastPort)-int(c.o.FirstPort)+1))
+	room := 0
+	if c.o.Test.Transactions() {
+		room = min(int(c.o.Length/time.Second)*expectedRate, expectedNumber)
+		if c.o.Count > 0 {
+			room = min(c.o.Count, expectedNumber)
+		}
+	}
+	c.latencies, c.errors = stats.NewRecorder(room), map[string]int{}
 	before, err := readCounters()
 	if err != nil {
 		return err
@@ -281,13 +413,19 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
-	late := time.AfterFunc(c.o.Length+c.o.grace, c.cable.cut)
+	own, err := threadTime()
+	if err != nil {
+		return err
+	}
+	late := time.AfterFunc(c.o.most()+c.o.grace, c.cable.cut)
 	defer late.Stop()
 	switch c.o.Test {
 	case TCPRR:
 		err = c.withConnection(func() error { return c.transactions(c.exchange) })
 	case UDPRR:
-		err = c.datagrams()
+		err = c.withDatagrams(func() error { return c.transactions(c.datagram) })
+	case UDPStream:
+		err = c.withDatagrams(c.streamDatagrams)
 	case TCPCRR:
 		c.in = c.in[:max(c.o.ResponseSize, 1)]
 		err = c.transactions(c.connectExchange)
@@ -297,7 +435,7 @@ func (c *client) run() error {
 		err = c.withConnection(c.receive)
 	}
 	if c.cable.isCut() {
-		return fmt.Errorf("no end within %s after its time: stuck after %d transactions and %d bytes", c.o.grace, len(c.latencies), c.bytes)
+		return fmt.Errorf("no end within %s after its time: stuck after %d transactions and %d bytes", c.o.grace, c.latencies.Count(), c.bytes)
 	}
 	if err != nil {
 		return err
@@ -306,26 +444,72 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
-	c.noise = from.To(to)
+	c.noise, c.cpu = from.To(to), from.CPU(to)
+	after, err := threadTime()
+	if err != nil {
+		return err
+	}
+	c.own = after - own
+	return c.count(before)
+}
+
+func (c *client) count(before counters) error {
 	after, err := readCounters()
 	c.counters = after.since(before)
 	return err
 }
 
-// transactions repeats step until the time is over. Each latency runs from the end of the last one,
-// so their sum is the time of the test; there is one look at the clock for each.
+// maxFailures is how many connections of TCP_CRR may fail one after the other.
+const maxFailures = 10
+
+// transactions repeats step until the time is over, or the count is reached. Each latency runs from the
+// end of the last one, so their sum is the time of the test; there is one look at the clock for each.
+// At a rate it runs from the moment when the transaction was due.
 func (c *client) transactions(step func() error) error {
-	start, last := time.Now(), time.Duration(0)
-	for last < c.o.Length {
-		if err := step(); err != nil {
-			return err
+	var gap time.Duration
+	if c.o.Rate > 0 {
+		gap = max(time.Duration(float64(time.Second)/c.o.Rate), 1)
+	}
+	start, last, due, failures := time.Now(), time.Duration(0), time.Duration(0), 0
+	for number := 0; c.o.Count == 0 && last < c.o.Length || c.o.Count > 0 && c.latencies.Count() < c.o.Count; number++ {
+		if gap > 0 {
+			due = time.Duration(number) * gap
+			if c.o.Count == 0 && due >= c.o.Length {
+				break
+			}
+			pauseUntil(start, due)
 		}
+		err := step()
 		now := time.Since(start)
-		c.latencies = append(c.latencies, int64(now-last))
-		last = now
+		if err != nil {
+			failures++
+			if !c.tolerable(err) || failures >= maxFailures {
+				return err
+			}
+			c.errors[err.Error()]++
+			last, due = now, now
+			continue
+		}
+		failures = 0
+		c.latencies.Add(int64(now - due))
+		last, due = now, now
 	}
 	c.elapsed = last
 	return nil
+}
+
+// tolerable says whether the test goes on, and counts, after an error: one of a connection's own, that
+// the next connection may not meet.
+func (c *client) tolerable(err error) bool {
+	var e unix.Errno
+	if c.o.Test != TCPCRR || c.cable.isCut() || !errors.As(err, &e) {
+		return false
+	}
+	switch e {
+	case unix.ECONNREFUSED, unix.ECONNRESET, unix.ETIMEDOUT, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPIPE, unix.ECONNABORTED:
+		return true
+	}
+	return false
 }
 
 var errClosed = errors.New("the server closed the connection in the middle of a transaction")
@@ -362,7 +546,7 @@ func (c *client) connectExchange() error {
 		if e != unix.EADDRINUSE && e != unix.EADDRNOTAVAIL {
 			return sysError("connect", e)
 		}
-		if c.taken++; c.taken > 10*(lastPort-firstPort) {
+		if c.taken++; c.taken > 10*int(c.o.LastPort-c.o.FirstPort) {
 			return sysError("bind", e)
 		}
 	}
@@ -381,8 +565,8 @@ func (c *client) connectExchange() error {
 
 func (c *client) nextPort() {
 	for {
-		if c.port == lastPort {
-			c.port = firstPort
+		if c.port >= c.o.LastPort {
+			c.port = c.o.FirstPort
 		} else {
 			c.port++
 		}
@@ -438,12 +622,13 @@ func (c *client) withConnection(test func() error) error {
 func (c *client) stream() error {
 	out := make([]byte, c.sendSize)
 	start := time.Now()
-	for time.Since(start) < c.o.Length {
+	for c.moreToSend(start) {
 		n, e := send(c.fd, out)
 		if e != 0 {
 			return sysError("send", e)
 		}
 		c.bytes += uint64(n)
+		c.calls++
 	}
 	if err := unix.Shutdown(c.fd, unix.SHUT_WR); err != nil {
 		return fmt.Errorf("shutdown: %w", err)
@@ -476,7 +661,16 @@ func (c *client) receive() error {
 			return nil
 		}
 		c.bytes += uint64(n)
+		c.calls++
 	}
+}
+
+// moreToSend says whether a one-way test goes on.
+func (c *client) moreToSend(start time.Time) bool {
+	if c.o.Count > 0 {
+		return c.bytes < uint64(c.o.Count)
+	}
+	return time.Since(start) < c.o.Length
 }
 
 // maxDatagram is what fits into one over either family, as netperf has it.
@@ -485,20 +679,23 @@ const maxDatagram = 1<<16 - 1 - 28
 // answerLimit is how long the answer to a datagram may take before another is sent.
 const answerLimit = time.Second
 
-// datagrams runs UDP_RR. Three empty datagrams tell the server that it is over.
-func (c *client) datagrams() error {
-	fd, _, _, e := openSocket(&c.local, true, &c.settings)
+// withDatagrams runs a test over UDP. Three empty datagrams tell the server that it is over.
+func (c *client) withDatagrams(test func() error) error {
+	fd, sendBuffer, _, e := openSocket(&c.local, true, &c.settings)
 	if e != 0 {
 		return sysError("open a socket", e)
 	}
 	c.fd = fd
 	c.cable.hold(fd)
 	defer c.drop()
+	if c.sendSize = c.o.SendSize; c.sendSize == 0 {
+		c.sendSize = min(int(sendBuffer), maxDatagram)
+	}
 	limit := unix.NsecToTimeval(answerLimit.Nanoseconds())
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 		return fmt.Errorf("limit the wait for answers: %w", err)
 	}
-	err := c.transactions(c.datagram)
+	err := test()
 	if local, e := localAddress(fd); e == 0 {
 		c.local = local
 	}
@@ -527,29 +724,75 @@ func (c *client) datagram() error {
 	}
 }
 
-func (c *client) result(saw *Results) Result {
+// streamDatagrams sends until the time is over. The kernel may have no room for one now and then.
+func (c *client) streamDatagrams() error {
+	out := make([]byte, c.sendSize)
+	start := time.Now()
+	for c.moreToSend(start) && !c.cable.isCut() {
+		n, e := sendTo(c.fd, out, &c.server)
+		if e == unix.ENOBUFS || e == unix.EAGAIN {
+			c.lost++
+			continue
+		}
+		if e != 0 {
+			return sysError("sendto", e)
+		}
+		c.bytes += uint64(n)
+		c.calls++
+	}
+	c.elapsed = time.Since(start)
+	return nil
+}
+
+func (c *client) result(saw *Results, resp *Response) (Result, error) {
 	r := Result{
 		Test: c.o.Test, CPU: c.o.CPU, ServerCPU: c.o.ServerCPU, Seconds: c.elapsed.Seconds(),
 		Server:     netip.AddrPortFrom(c.server.ip(), c.server.port()),
 		Client:     netip.AddrPortFrom(c.local.ip(), c.local.port()),
 		PortsTaken: c.taken, Lost: c.lost, PathMTU: c.seen.MTU, MSS: c.seen.MSS, Congestion: c.seen.Congestion,
 		Retransmits: int(c.counters["RetransSegs"]), Counters: c.counters, Noise: c.noise,
+		LocalCPU: c.cpu, RemoteCPU: saw.CPU, SendBuffer: c.seen.SendBuffer, RecvBuffer: c.seen.RecvBuffer,
+		ServerSendBuffer: int(saw.SendBuffer), ServerRecvBuffer: int(saw.RecvBuffer),
+		ServerSendCalls: int(saw.SendCalls), ServerRecvCalls: int(saw.ReceiveCalls), ServerRetrans: int(saw.Retransmits),
+		ServerSeconds: float64(saw.Elapsed), ServerCongestion: saw.Congestion,
 	}
+	if len(c.errors) > 0 {
+		r.Errors = c.errors
+	}
+	units := float64(c.latencies.Count())
 	if c.o.Test.Transactions() {
+		if units == 0 {
+			return r, fmt.Errorf("not one transaction in %.1f s", r.Seconds)
+		}
 		r.RequestSize, r.ResponseSize = c.o.RequestSize, c.o.ResponseSize
-		r.Transactions = len(c.latencies)
+		r.Transactions = c.latencies.Count()
 		r.Rate = float64(r.Transactions) / r.Seconds
 		r.RTLatency = 1e6 * r.Seconds / float64(r.Transactions)
-		s := stats.Summarize(c.latencies)
-		r.Latency = &s
+		s, histogram, err := c.latencies.Summary()
+		if err != nil {
+			return r, err
+		}
+		r.Latency, r.Histogram = &s, histogram
+		r.SendCalls, r.RecvCalls = r.Transactions, r.Transactions
 		r.ServerSaw = uint64(saw.Transactions)
-		return r
+		if saw.SendCalls == 0 {
+			r.ServerSendCalls, r.ServerRecvCalls = int(saw.Transactions), int(saw.Transactions)
+		}
+	} else {
+		r.SendSize, r.Bytes, r.Sent, r.ServerSaw, r.RecvCalls = c.sendSize, c.bytes, saw.BytesSent, saw.BytesSent, c.calls
+		if c.o.Test == TCPMaerts {
+			r.SendSize = int(resp.SendSize)
+		} else {
+			// What counts is what has arrived.
+			r.Bytes, r.Sent, r.ServerSaw = saw.BytesReceived, c.bytes, saw.BytesReceived
+			r.SendCalls, r.RecvCalls = c.calls, 0
+		}
+		r.Throughput = float64(r.Bytes) * 8 / 1e6 / r.Seconds
+		units = float64(r.Bytes) / 1024
 	}
-	r.SendSize, r.Bytes, r.ServerSaw = c.sendSize, c.bytes, saw.BytesSent
-	if c.o.Test == TCPStream {
-		// What counts is what has arrived.
-		r.Bytes, r.ServerSaw = saw.BytesReceived, saw.BytesReceived
+	r.LocalDemand, r.RemoteDemand = r.LocalCPU.PerUnit(r.Seconds, units), r.RemoteCPU.PerUnit(r.Seconds, units)
+	if units > 0 {
+		r.ThreadDemand = c.own.Seconds() * 1e6 / units
 	}
-	r.Throughput = float64(r.Bytes) * 8 / 1e6 / r.Seconds
-	return r
+	return r, nil
 }

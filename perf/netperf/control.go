@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,12 +21,35 @@ const (
 	TCPRR     Test = "TCP_RR"     // transactions, one after the other, on one connection
 	TCPCRR    Test = "TCP_CRR"    // a connection for each transaction
 	UDPRR     Test = "UDP_RR"     // transactions of one datagram each way
+	UDPStream Test = "UDP_STREAM" // the client sends datagrams as fast as it can
 	TCPStream Test = "TCP_STREAM" // the client sends as much as it can
 	TCPMaerts Test = "TCP_MAERTS" // the server does
 )
 
 // Tests lists all tests.
-var Tests = []Test{TCPRR, TCPCRR, UDPRR, TCPStream, TCPMaerts}
+var Tests = []Test{TCPRR, TCPCRR, UDPRR, TCPStream, TCPMaerts, UDPStream}
+
+// Datagrams says whether the test runs over UDP.
+func (t Test) Datagrams() bool { return t == UDPRR || t == UDPStream }
+
+// ParseTest finds a test by its name, in letters of either size.
+func ParseTest(name string) (Test, error) {
+	for _, t := range Tests {
+		if strings.EqualFold(name, string(t)) {
+			return t, nil
+		}
+	}
+	return "", fmt.Errorf("unknown test %q: use one of %s", name, TestNames())
+}
+
+// TestNames are the names of all tests, for messages.
+func TestNames() string {
+	names := make([]string, len(Tests))
+	for i, t := range Tests {
+		names[i] = string(t)
+	}
+	return strings.Join(names, ", ")
+}
 
 // Transactions says whether the test counts transactions; the others count bytes.
 func (t Test) Transactions() bool { return t == TCPRR || t == TCPCRR || t == UDPRR }
@@ -41,6 +65,8 @@ func (t Test) request() Request {
 		r.Flags |= FlagConnectTest
 	case UDPRR:
 		r.Datagram = true
+	case UDPStream:
+		r.Datagram, r.Direction = true, ServerReceives
 	case TCPStream:
 		r.Direction, r.SendWidth = ServerReceives, 2
 	case TCPMaerts:
@@ -60,7 +86,9 @@ func (r *Request) test() (Test, error) {
 		return UDPRR, nil
 	case transactions:
 		return TCPRR, nil
-	case r.Direction == ServerReceives && !r.Datagram:
+	case r.Direction == ServerReceives && r.Datagram:
+		return UDPStream, nil
+	case r.Direction == ServerReceives:
 		return TCPStream, nil
 	case r.Direction == ServerSends && !r.Datagram:
 		return TCPMaerts, nil

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+
+	"lash.internal/lash/perf/stats"
 )
 
 // MessageSize is the length of every message on the control connection, in bytes: two words and
@@ -25,10 +27,13 @@ const (
 	KindDebugOn    Kind = 1
 	KindDebugOff   Kind = 2
 	KindDebugOK    Kind = 3
+	KindCalibrate  Kind = 5
 	KindPassphrase Kind = 6
 	KindRequest    Kind = 97
 	KindResponse   Kind = 98
 	KindResults    Kind = 99
+	KindSystem     Kind = 600
+	KindSystemInfo Kind = 601
 )
 
 // errUnknownRequest is the error code that a server gives to a request of a kind that it lacks.
@@ -56,6 +61,10 @@ func (m *message) head(k Kind, second int32) {
 	binary.BigEndian.PutUint32(m[0:], uint32(k))
 	binary.BigEndian.PutUint32(m[4:], uint32(second))
 }
+
+func (m *message) putFloat(k int, v float64) { m.put(k, int32(math.Float32bits(float32(v)))) }
+
+func (m *message) float(k int) float64 { return float64(math.Float32frombits(uint32(m.word(k)))) }
 
 func (m *message) put(k int, v int32) { binary.BigEndian.PutUint32(m[dataAt+4*k:], uint32(v)) }
 
@@ -272,7 +281,17 @@ type Results struct {
 	Transactions  uint32
 	Elapsed       float32 // seconds
 	Retransmits   int32   // segments, -1: not known
+	CPU           stats.CPU
 	Congestion    string
+}
+
+// cpuMethod is how processor times are taken, in netperf's numbering: /proc/stat.
+const cpuMethod = 8
+
+// cpuFields are where the shares of processor time are in results, in percent.
+func (r *Results) cpuFields() map[int]*float64 {
+	c := &r.CPU
+	return map[int]*float64{11: &c.Busy, 12: &c.User, 13: &c.System, 14: &c.IOWait, 15: &c.IRQ, 16: &c.SoftIRQ}
 }
 
 func (r *Results) marshal(m *message) {
@@ -285,10 +304,18 @@ func (r *Results) marshal(m *message) {
 	} {
 		m.put(k, v)
 	}
+	if r.CPU.Count > 0 {
+		for k, v := range r.cpuFields() {
+			m.putFloat(k, *v)
+		}
+		m.put(18, cpuMethod)
+		m.put(19, int32(r.CPU.Count))
+	}
 	m.putText(resultCongestionAt, r.Congestion)
 }
 
-// parseResults reads results. The kind is not looked at: the original server sends its response
+// parseResults reads results. Those of the processors are there only when the request asked for them,
+// see Results.parseCPU. The kind is not looked at: the original server sends its response
 // buffer a second time after swapping it in place, and with it the kind of the response, backwards.
 func parseResults(m *message) Results {
 	return Results{
@@ -300,4 +327,13 @@ func parseResults(m *message) Results {
 		Transactions: uint32(m.word(9)), Elapsed: math.Float32frombits(uint32(m.word(10))),
 		Retransmits: m.word(26), Congestion: m.text(resultCongestionAt),
 	}
+}
+
+// parseCPU reads the shares of processor time. Without the flag in the request these words hold
+// left-overs of the original's.
+func (r *Results) parseCPU(m *message) {
+	for k, v := range r.cpuFields() {
+		*v = m.float(k)
+	}
+	r.CPU.Count = int(m.word(19))
 }

@@ -133,7 +133,7 @@ func TestBadRequests(t *testing.T) {
 		"socket type":      "24:3",
 		"protocol":         "25:84",
 		"no direction":     "26:0",
-		"UDP_STREAM":       "14:20 24:2 25:11 26:4 7:ffffffff 13:ffffffff",
+		"UDP_MAERTS":       "14:20 24:2 25:11 26:2 7:ffffffff 13:ffffffff",
 		"connect only":     "7:ffffffff 13:ffffffff",
 		"UDP connections":  "24:2 25:11",
 		"half a size each": "14:20 7:ffffffff",

@@ -67,6 +67,9 @@ func plausible(t *testing.T, r Result) {
 	if r.Seconds < 0.9 || r.Seconds > 30 {
 		t.Errorf("took %v s", r.Seconds)
 	}
+	if r.LocalCPU.Count == 0 || r.LocalDemand <= 0 || r.ThreadDemand <= 0 {
+		t.Errorf("processor time: %+v, %v us, of the thread %v us", r.LocalCPU, r.LocalDemand, r.ThreadDemand)
+	}
 	if !r.Test.Transactions() {
 		if r.Bytes == 0 || r.Throughput <= 0 || r.Latency != nil {
 			t.Errorf("%+v", r)
@@ -420,7 +423,7 @@ func TestCancel(t *testing.T) {
 func TestBadOptions(t *testing.T) {
 	good := Options{Test: TCPRR, Server: netip.MustParseAddrPort("127.0.0.1:1"), Length: time.Second}
 	for want, f := range map[string]func(*Options){
-		`test "RR"`:                    func(o *Options) { o.Test = "RR" },
+		`unknown test "RR"`:            func(o *Options) { o.Test = "RR" },
 		"address of the server":        func(o *Options) { o.Server = netip.AddrPort{} },
 		"whole seconds":                func(o *Options) { o.Length = 1500 * time.Millisecond },
 		"request size 2097152":         func(o *Options) { o.RequestSize = 2 << 20 },
@@ -467,6 +470,9 @@ func TestNoAllocations(t *testing.T) {
 				resp, err := parseResponse(answer)
 				if err != nil || resp.Errno != 0 {
 					t.Fatalf("%+v, %v", resp, err)
+				}
+				if err := o.complete(); err != nil {
+					t.Fatal(err)
 				}
 				c := &client{o: &o, cable: newCable(), in: make([]byte, 1), out: make([]byte, 1), port: firstPort}
 				c.server = addressOf(netip.AddrPortFrom(addr.Addr(), resp.DataPort))

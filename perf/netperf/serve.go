@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lash.internal/lash/perf/stats"
 )
 
 // run is the server's side of one test. A thread of its own moves the data; the session reads the
@@ -39,6 +41,9 @@ type run struct {
 	sent         atomic.Uint64
 	recvCalls    atomic.Uint64
 	sendCalls    atomic.Uint64
+	retransmits  atomic.Int32 // of the connection; -1 while there is none to ask
+	control      atomic.Pointer[string]
+	clockAt      stats.Clock // of the start
 	began        time.Time
 }
 
@@ -53,8 +58,8 @@ func (r *run) size() {
 			out = int(r.sendBuffer)
 		}
 	}
-	if r.test == UDPRR {
-		in = maxDatagram // a longer request than announced is still one
+	if r.test.Datagrams() {
+		in = maxDatagram // a longer one than announced is still one
 	}
 	r.in, r.out = make([]byte, min(max(in, 1), maxSize)), make([]byte, min(max(out, 1), maxSize))
 }
@@ -69,6 +74,8 @@ func (r *run) response() *Response {
 		resp.RecvSize = int32(len(r.in))
 		if r.test == UDPRR {
 			resp.RecvSize = r.req.RequestSize
+		} else if r.test == UDPStream && r.req.RecvSize <= 0 {
+			resp.RecvSize = r.recvBuffer
 		}
 	}
 	if r.req.Direction&ServerSends != 0 {
@@ -78,17 +85,44 @@ func (r *run) response() *Response {
 }
 
 func (r *run) results() *Results {
+	out := r.tally()
+	if r.req.Flags&FlagMeasureCPU != 0 {
+		if now, err := stats.ReadClock(); err == nil {
+			out.CPU = r.clockAt.CPU(now)
+		}
+	}
+	return out
+}
+
+func (r *run) tally() *Results {
 	return &Results{
 		BytesReceived: r.received.Load(), ReceiveCalls: uint32(r.recvCalls.Load()), RecvBuffer: r.recvBuffer,
 		BytesSent: r.sent.Load(), SendCalls: uint32(r.sendCalls.Load()), SendBuffer: r.sendBuffer,
 		Transactions: uint32(r.transactions.Load()),
 		Elapsed:      float32(time.Duration(r.ended.Load() - r.started.Load()).Seconds()),
-		Retransmits:  -1,
+		Retransmits:  r.retransmits.Load(),
+		Congestion:   r.congestion(),
 	}
+}
+
+// congestion is the control that the connection of the test had.
+func (r *run) congestion() string {
+	if name := r.control.Load(); name != nil {
+		return *name
+	}
+	return ""
 }
 
 // start begins to serve on a thread of its own.
 func (r *run) start(cpu int) error {
+	if r.req.Flags&FlagMeasureCPU != 0 {
+		var err error
+		if r.clockAt, err = stats.ReadClock(); err != nil {
+			_ = unix.Close(r.fd)
+			return err
+		}
+	}
+	r.retransmits.Store(-1)
 	r.began = time.Now()
 	ended, err := startThread(cpu, r.serve)
 	if err != nil {
@@ -126,7 +160,7 @@ func (r *run) wait(ctx context.Context, conn net.Conn) error {
 	}()
 	var over, late <-chan time.Time
 	if r.length > 0 {
-		if r.test == TCPCRR || r.test == UDPRR {
+		if r.test == TCPCRR || r.test.Datagrams() {
 			over = time.After(r.length)
 		}
 		late = time.After(r.length + patience)
@@ -137,7 +171,7 @@ func (r *run) wait(ctx context.Context, conn net.Conn) error {
 		case <-r.done:
 			return r.err
 		case <-over:
-			if n := r.transactions.Load(); n != last {
+			if n := r.transactions.Load() + int64(r.recvCalls.Load()); n != last {
 				last, over = n, time.After(quiet)
 				continue
 			}
@@ -197,6 +231,8 @@ func (r *run) serve() error {
 		err = r.connections()
 	case UDPRR:
 		err = r.datagrams()
+	case UDPStream:
+		err = r.receiveDatagrams()
 	default:
 		err = r.oneConnection()
 	}
@@ -280,6 +316,9 @@ func (r *run) oneConnection() error {
 		err = r.send(fd)
 	}
 	r.clock()
+	seen := describe(fd)
+	r.retransmits.Store(int32(seen.Retransmits))
+	r.control.Store(&seen.Congestion)
 	return err
 }
 
@@ -317,6 +356,27 @@ func (r *run) receive(fd int) error {
 	r.received.Store(total)
 	r.recvCalls.Store(calls)
 	return nil
+}
+
+// receiveDatagrams serves UDP_STREAM until an empty datagram says that it is over.
+func (r *run) receiveDatagrams() error {
+	for total, calls := uint64(0), uint64(0); ; {
+		n, e := recv(r.fd, r.in)
+		if e != 0 {
+			return sysError("recv", e)
+		}
+		if n == 0 {
+			return nil // the client is through, or the cable was cut
+		}
+		r.clock()
+		total += uint64(n)
+		calls++
+		r.received.Store(total)
+		r.recvCalls.Store(calls)
+		if r.units > 0 && total >= uint64(r.units) {
+			return nil
+		}
+	}
 }
 
 func (r *run) send(fd int) error {

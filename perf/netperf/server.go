@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -20,8 +21,13 @@ import (
 
 // Server answers tests. Its zero value serves on DefaultPort of all addresses.
 type Server struct {
-	// Listen is where to listen for control connections, by default ":12865".
+	// Listen is where to listen for control connections, by default ":12865". With a host in it, tests
+	// listen on that address too and nowhere else, whatever a client asks for.
 	Listen string
+	// Network is "tcp4" or "tcp6" to serve one family only; empty serves both.
+	Network string
+	// DataPort is used for tests whose client leaves the choice to the server; 0 leaves it to the kernel.
+	DataPort uint16
 	// CPU binds the threads that tests run on to a processor. nil leaves it to the client, whose
 	// request may name one.
 	CPU *int
@@ -29,13 +35,17 @@ type Server struct {
 	Passphrase string
 	// Log tells of sessions that end in an error; nil is silent.
 	Log *slog.Logger
+
+	idle time.Duration // 0: idleDefault
 }
 
 const (
 	// maxLength bounds a test.
 	maxLength = time.Hour
-	// idle is how long a session without a test lives.
-	idle = 5 * time.Minute
+	// idleDefault is how long a session without a test lives.
+	idleDefault = 5 * time.Minute
+	// maxSessions is how many control connections there may be; those beyond are closed.
+	maxSessions = 256
 	// passphraseLimit is how long a client has for its passphrase, as the original gives it.
 	passphraseLimit = 20 * time.Second
 	// quiet ends a TCP_CRR test whose time is over: no connection for so long. The client never tells.
@@ -51,10 +61,18 @@ func (s *Server) Run(ctx context.Context, ready func(net.Addr)) error {
 		addr = fmt.Sprintf(":%d", DefaultPort)
 	}
 	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", addr)
+	network := s.Network
+	if network == "" {
+		network = "tcp"
+	}
+	ln, err := lc.Listen(ctx, network, addr)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("%w: another program listens there, a netserver perhaps; choose another port", err)
+	}
 	if err != nil {
 		return err
 	}
+	places := make(chan struct{}, maxSessions)
 	ctx, cancel := context.WithCancel(ctx)
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
@@ -71,12 +89,26 @@ func (s *Server) Run(ctx context.Context, ready func(net.Addr)) error {
 		if err != nil {
 			return err
 		}
+		select {
+		case places <- struct{}{}:
+		default:
+			_ = conn.Close()
+			s.warn(conn, fmt.Errorf("there are %d sessions already", maxSessions))
+			continue
+		}
 		sessions.Go(func() {
+			defer func() { <-places }()
 			defer conn.Close()
-			if err := s.session(ctx, conn); err != nil && ctx.Err() == nil && s.Log != nil {
-				s.Log.Warn("session ended", "client", conn.RemoteAddr().String(), "error", err)
+			if err := s.session(ctx, conn); err != nil && ctx.Err() == nil {
+				s.warn(conn, err)
 			}
 		})
+	}
+}
+
+func (s *Server) warn(conn net.Conn, err error) {
+	if s.Log != nil {
+		s.Log.Warn("session ended", "client", conn.RemoteAddr().String(), "error", err)
 	}
 }
 
@@ -91,6 +123,10 @@ func (s *Server) session(ctx context.Context, conn net.Conn) error {
 		if m.kind() != KindPassphrase || !matches(m, s.Passphrase) {
 			return errors.New("the passphrase is missing or wrong")
 		}
+	}
+	idle := s.idle
+	if idle == 0 {
+		idle = idleDefault
 	}
 	var running *run
 	defer func() { running.end() }()
@@ -109,6 +145,18 @@ func (s *Server) session(ctx context.Context, conn net.Conn) error {
 		case KindDebugOn, KindDebugOff:
 			var reply message
 			reply.head(KindDebugOK, 0)
+			err = writeMessage(conn, &reply)
+		case KindCalibrate:
+			// The original answers with what it reckons a processor's worth to be; with /proc/stat that is 100.
+			var reply message
+			reply.head(KindCalibrate, 0)
+			reply.putFloat(0, 100)
+			reply.put(1, int32(runtime.NumCPU()))
+			err = writeMessage(conn, &reply)
+		case KindSystem:
+			var reply message
+			reply.head(KindSystemInfo, 0)
+			copy(reply[dataAt:], ",Deprecated,Deprecated,Deprecated,Deprecated")
 			err = writeMessage(conn, &reply)
 		case KindRequest:
 			running, err = s.test(ctx, conn, m)
@@ -197,7 +245,7 @@ func (s *Server) prepare(req *Request, conn net.Conn) (*run, error) {
 			return nil, fmt.Errorf("size %d: at most %d bytes", size, limit)
 		}
 	}
-	local, err := dataAddress(req, conn)
+	local, err := s.dataAddress(req, conn)
 	if err != nil {
 		return nil, err
 	}
@@ -229,20 +277,39 @@ func (s *Server) prepare(req *Request, conn net.Conn) (*run, error) {
 
 // dataAddress is where the data socket listens: the address that the request names, or the one that
 // the control connection came to, so that a test opens nothing on other addresses.
-func dataAddress(req *Request, conn net.Conn) (netip.AddrPort, error) {
-	addr := req.ServerAddr
-	if !addr.IsValid() {
-		control, err := netip.ParseAddrPort(conn.LocalAddr().String())
-		if err != nil {
-			return netip.AddrPort{}, fmt.Errorf("own address: %w", err)
-		}
-		addr = control.Addr().Unmap()
-		if addr.Is6() != req.IPv6 {
-			addr = netip.IPv4Unspecified()
-			if req.IPv6 {
-				addr = netip.IPv6Unspecified()
-			}
-		}
+func (s *Server) dataAddress(req *Request, conn net.Conn) (netip.AddrPort, error) {
+	control, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("own address: %w", err)
 	}
-	return netip.AddrPortFrom(addr, req.DataPort), nil
+	own := control.Addr().Unmap()
+	addr, port := req.ServerAddr, req.DataPort
+	if port == 0 {
+		port = s.DataPort
+	}
+	if s.bound() && addr.IsValid() && addr != own.WithZone("") {
+		return netip.AddrPort{}, fmt.Errorf("the client asks for a test on %s, this server has only %s: %w", addr, own, unix.EADDRNOTAVAIL)
+	}
+	switch {
+	case addr.IsValid():
+	case own.Is6() == req.IPv6:
+		addr = own
+	case s.bound():
+		return netip.AddrPort{}, fmt.Errorf("the client asks for a test over the other family, this server has only %s: %w", own, unix.EAFNOSUPPORT)
+	case req.IPv6:
+		addr = netip.IPv6Unspecified()
+	default:
+		addr = netip.IPv4Unspecified()
+	}
+	return netip.AddrPortFrom(addr, port), nil
+}
+
+// bound says whether the server has been told its address.
+func (s *Server) bound() bool {
+	host, _, err := net.SplitHostPort(s.Listen)
+	if err != nil || host == "" {
+		return false
+	}
+	addr, err := netip.ParseAddr(host)
+	return err != nil || !addr.IsUnspecified()
 }

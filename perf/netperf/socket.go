@@ -291,9 +291,11 @@ func localAddress(fd int) (address, unix.Errno) {
 
 // connection is what the kernel says of a TCP connection.
 type connection struct {
-	MTU         int    // of the path, bytes
-	MSS         int    // bytes of a segment that is sent
-	Retransmits int    // segments
+	MTU         int // of the path, bytes
+	MSS         int // bytes of a segment that is sent
+	Retransmits int // segments
+	SendBuffer  int // bytes, as the kernel has grown it
+	RecvBuffer  int
 	Congestion  string // control in use
 }
 
@@ -304,6 +306,12 @@ func describe(fd int) connection {
 	}
 	if name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil {
 		c.Congestion = name
+	}
+	if n, e := getInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); e == 0 {
+		c.SendBuffer = int(n)
+	}
+	if n, e := getInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); e == 0 {
+		c.RecvBuffer = int(n)
 	}
 	return c
 }

@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,4 +92,25 @@ func bind(cpu int) error {
 		return fmt.Errorf("bind to processor %d: %w", cpu, err)
 	}
 	return nil
+}
+
+// threadTime is the processor time that the calling thread has used.
+func threadTime() (time.Duration, error) {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		return 0, fmt.Errorf("processor time of the thread: %w", err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
+}
+
+// pauseUntil sleeps until some time after start. The runtime does not hear of it, see enter.
+func pauseUntil(start time.Time, due time.Duration) {
+	for {
+		rest := due - time.Since(start)
+		if rest <= 0 {
+			return
+		}
+		ts := unix.NsecToTimespec(int64(rest))
+		_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) // a signal ends it early
+	}
 }

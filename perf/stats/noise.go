@@ -27,10 +27,60 @@ type Noise struct {
 
 // Clock is a point in time from which Noise is counted.
 type Clock struct {
-	at                 time.Time
-	stall              time.Duration
-	hasStall           bool
-	total, idle, steal float64
+	at       time.Time
+	stall    time.Duration
+	hasStall bool
+	ticks    ticks
+	count    int // processors
+}
+
+// ticks are the first eight numbers of a line of /proc/stat: user, nice, system, idle, iowait, irq,
+// softirq, steal.
+type ticks [8]float64
+
+func (t ticks) total() (sum float64) {
+	for _, v := range t {
+		sum += v
+	}
+	return sum
+}
+
+// CPU is how the processors of a machine were used during a span of time, in percent of all of them.
+type CPU struct {
+	Count   int     `json:"count"`
+	Busy    float64 `json:"busy"` // all that was not idle
+	User    float64 `json:"user"`
+	System  float64 `json:"system"`
+	IOWait  float64 `json:"iowait"`
+	IRQ     float64 `json:"irq"`
+	SoftIRQ float64 `json:"softirq"`
+}
+
+// PerUnit is the processor time, in microseconds summed over the processors, that each of a number of
+// units took: netperf's service demand.
+func (c CPU) PerUnit(seconds, units float64) float64 {
+	if units == 0 {
+		return 0
+	}
+	return c.Busy / 100 * float64(c.Count) * seconds * 1e6 / units
+}
+
+// CPU is the use of the processors between c and a later clock.
+func (c Clock) CPU(end Clock) CPU {
+	out := CPU{Count: end.count}
+	total := end.ticks.total() - c.ticks.total()
+	if total <= 0 {
+		return out
+	}
+	share := func(i ...int) (sum float64) {
+		for _, k := range i {
+			sum += 100 * (end.ticks[k] - c.ticks[k]) / total
+		}
+		return sum
+	}
+	out.Busy, out.User, out.System = share(0, 1, 2, 5, 6, 7), share(0, 1), share(2)
+	out.IOWait, out.IRQ, out.SoftIRQ = share(4), share(5), share(6)
+	return out
 }
 
 // ReadClock takes the machine's counters.
@@ -40,7 +90,7 @@ func ReadClock() (Clock, error) {
 		return Clock{}, fmt.Errorf("processor times: %w", err)
 	}
 	c := Clock{at: time.Now()}
-	if c.total, c.idle, c.steal, err = parseStat(string(stat)); err != nil {
+	if c.ticks, c.count, err = parseStat(string(stat)); err != nil {
 		return Clock{}, err
 	}
 	pressure, err := os.ReadFile("/proc/pressure/cpu")
@@ -62,35 +112,32 @@ func (c Clock) To(end Clock) Noise {
 	if wall := end.at.Sub(c.at); c.hasStall && end.hasStall && wall > 0 {
 		n.Pressure = min(float64(end.stall-c.stall)/float64(wall), 1)
 	}
-	if total := end.total - c.total; total > 0 {
-		n.Steal = (end.steal - c.steal) / total
-		n.Busy = 1 - (end.idle-c.idle)/total
+	if total := end.ticks.total() - c.ticks.total(); total > 0 {
+		n.Steal = (end.ticks[7] - c.ticks[7]) / total
+		n.Busy = 1 - (end.ticks[3]+end.ticks[4]-c.ticks[3]-c.ticks[4])/total
 	}
 	return n
 }
 
-// parseStat reads the first line of /proc/stat (proc(5)): user, nice, system, idle, iowait, irq,
-// softirq, steal, in ticks. Guest time is part of user time already.
-func parseStat(text string) (total, idle, steal float64, err error) {
-	line, _, _ := strings.Cut(text, "\n")
+// parseStat reads the first line of /proc/stat (proc(5)), the sum of all processors, and counts those
+// that follow. Guest time is part of user time already.
+func parseStat(text string) (t ticks, count int, err error) {
+	line, rest, _ := strings.Cut(text, "\n")
 	fields := strings.Fields(line)
 	if len(fields) < 9 || fields[0] != "cpu" {
-		return 0, 0, 0, fmt.Errorf("processor times: /proc/stat starts with %q, not with the sum of all processors", line)
+		return t, 0, fmt.Errorf("processor times: /proc/stat starts with %q, not with the sum of all processors", line)
 	}
 	for i, f := range fields[1:9] {
-		v, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, 0, 0, fmt.Errorf("processor times: %w", err)
-		}
-		total += v
-		switch i {
-		case 3, 4:
-			idle += v
-		case 7:
-			steal = v
+		if t[i], err = strconv.ParseFloat(f, 64); err != nil {
+			return t, 0, fmt.Errorf("processor times: %w", err)
 		}
 	}
-	return total, idle, steal, nil
+	for line := range strings.SplitSeq(rest, "\n") {
+		if strings.HasPrefix(line, "cpu") {
+			count++
+		}
+	}
+	return t, count, nil
 }
 
 // parsePressure reads the total of the line "some" (kernel documentation, accounting/psi).

@@ -129,16 +129,16 @@ func TestRatios(t *testing.T) {
 }
 
 func TestNoise(t *testing.T) {
-	total, idle, steal, err := parseStat("cpu  100 1 20 300 4 5 6 7 50 0\ncpu0 1 2 3\n")
-	if err != nil || total != 443 || idle != 304 || steal != 7 {
-		t.Errorf("total %v idle %v steal %v: %v", total, idle, steal, err)
+	tick, count, err := parseStat("cpu  100 1 20 300 4 5 6 7 50 0\ncpu0 1 2 3\ncpu1 1 2 3\nintr 5\n")
+	if want := (ticks{100, 1, 20, 300, 4, 5, 6, 7}); err != nil || tick != want || tick.total() != 443 || count != 2 {
+		t.Errorf("ticks %v of %d processors: %v", tick, count, err)
 	}
 	stall, err := parsePressure("some avg10=90.35 avg60=77.63 avg300=48.37 total=247901593\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
 	if err != nil || stall != 247901593*time.Microsecond {
 		t.Errorf("stall %v: %v", stall, err)
 	}
 	for _, bad := range []string{"", "cpu 1 2\n", "cpu0 1 2 3 4 5 6 7 8\n", "cpu a b c d e f g h\n"} {
-		if _, _, _, err := parseStat(bad); err == nil {
+		if _, _, err := parseStat(bad); err == nil {
 			t.Errorf("%q is taken for processor times", bad)
 		}
 	}
@@ -146,10 +146,18 @@ func TestNoise(t *testing.T) {
 		t.Error("a file without the line \"some\" is taken for pressure")
 	}
 	at := time.Now()
-	from := Clock{at: at, hasStall: true, stall: time.Second, total: 1000, idle: 500, steal: 10}
-	to := Clock{at: at.Add(2 * time.Second), hasStall: true, stall: 1500 * time.Millisecond, total: 1400, idle: 600, steal: 30}
+	from := Clock{at: at, hasStall: true, stall: time.Second, ticks: ticks{490, 0, 0, 400, 100, 0, 0, 10}}
+	to := Clock{at: at.Add(2 * time.Second), hasStall: true, stall: 1500 * time.Millisecond, count: 4, ticks: ticks{590, 40, 60, 460, 140, 20, 60, 30}}
 	if got, want := from.To(to), (Noise{Pressure: 0.25, Steal: 0.05, Busy: 0.75}); got != want {
 		t.Errorf("noise %+v, want %+v", got, want)
+	}
+	cpu := from.CPU(to)
+	if want := (CPU{Count: 4, Busy: 75, User: 35, System: 15, IOWait: 10, IRQ: 5, SoftIRQ: 15}); cpu != want {
+		t.Errorf("processors %+v, want %+v", cpu, want)
+	}
+	// 75 % of four processors for 2 s are 6 s of work.
+	if got := cpu.PerUnit(2, 1000); got != 6000 {
+		t.Errorf("%v us a unit, want 6000", got)
 	}
 	from.hasStall = false
 	if got := from.To(to); got.Pressure != -1 {
