@@ -147,14 +147,16 @@ func TestDependencyRule(t *testing.T) {
 		},
 		{
 			"the in-pod commands link no lipgloss",
-			func(p string) bool { return under(p, "cmd/pod", "cmd/lash-agent") },
+			func(p string) bool { return under(p, "cmd/pod", "cmd/lash-agent", "cmd/measure") },
 			func(im string) bool {
 				return strings.HasPrefix(im, "github.com/charmbracelet/") || ours(im, "cmd/term")
 			},
 		},
 		{
 			"what runs in pods links no bench",
-			func(p string) bool { return under(p, "cmd/pod", "cmd/lash-agent", "perf/netperf", "perf/stats") },
+			func(p string) bool {
+				return under(p, "cmd/pod", "cmd/lash-agent", "cmd/measure", "perf/netperf", "perf/stats")
+			},
 			func(im string) bool { return ours(im, "perf/bench", "perf/lab", "connectivity/cluster") },
 		},
 		{

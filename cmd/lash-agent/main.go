@@ -27,8 +27,10 @@ import (
 	"lash.internal/lash/agent/datapath/clean"
 	"lash.internal/lash/agent/nodeinit"
 	"lash.internal/lash/agent/operator"
+	"lash.internal/lash/cmd/measure"
 	"lash.internal/lash/cmd/pod"
 	"lash.internal/lash/connectivity/probe"
+	"lash.internal/lash/perf/netperf"
 )
 
 func main() {
@@ -49,6 +51,8 @@ const usage = `usage: lash-agent COMMAND
   probe      client of the connectivity test
   soak       a steady load over one path, with what it lost
   perf       server and client of measurements
+  netserver  the same server with netperf's flags
+  netperf    the same client with netperf's flags
   version    print the version
 `
 
@@ -80,7 +84,11 @@ func run(ctx context.Context, name string, args []string) int {
 	case "soak":
 		return exit(probe.SoakCommand(ctx, args, os.Stdin, os.Stdout, os.Stderr))
 	case "perf":
-		return pod.PerfMain(ctx, pod.OS(name, args))
+		return measure.Main(ctx, args, os.Stdout, os.Stderr)
+	case "netperf":
+		return exit(netperf.ClientCommand(ctx, args, os.Stdout, os.Stderr))
+	case "netserver":
+		return exit(netperf.ServerCommand(ctx, args, os.Stdout, os.Stderr))
 	case "version", "--version":
 		fmt.Printf("lash-agent %s (Cilium %s)\n", api.Version, api.CiliumVersion)
 		return 0

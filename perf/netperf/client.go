@@ -72,6 +72,8 @@ type Result struct {
 
 	Transactions int     `json:"transactions,omitempty"`
 	Rate         float64 `json:"rate,omitempty"`
+	// Due is how many transactions should have begun at the rate that was asked for.
+	Due int `json:"due,omitempty"`
 	// RTLatency is netperf's RT_LATENCY: the time of the whole test divided by its transactions.
 	RTLatency float64        `json:"rtLatency_us,omitempty"`
 	Latency   *stats.Summary `json:"latency,omitempty"`
@@ -365,6 +367,7 @@ type client struct {
 	calls     int    // that moved them
 	taken     int
 	lost      int
+	due       int
 	errors    map[string]int
 	sendSize  int
 	seen      connection
@@ -495,6 +498,11 @@ func (c *client) transactions(step func() error) error {
 		last, due = now, now
 	}
 	c.elapsed = last
+	if gap > 0 {
+		if c.due = c.o.Count; c.due == 0 {
+			c.due = int((c.o.Length + gap - 1) / gap)
+		}
+	}
 	return nil
 }
 
@@ -765,7 +773,7 @@ func (c *client) result(saw *Results, resp *Response) (Result, error) {
 			return r, fmt.Errorf("not one transaction in %.1f s", r.Seconds)
 		}
 		r.RequestSize, r.ResponseSize = c.o.RequestSize, c.o.ResponseSize
-		r.Transactions = c.latencies.Count()
+		r.Transactions, r.Due = c.latencies.Count(), c.due
 		r.Rate = float64(r.Transactions) / r.Seconds
 		r.RTLatency = 1e6 * r.Seconds / float64(r.Transactions)
 		s, histogram, err := c.latencies.Summary()

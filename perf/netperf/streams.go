@@ -83,6 +83,7 @@ func sum(results []Result) (Result, error) {
 		all.Seconds = max(all.Seconds, r.Seconds)
 		all.Transactions += r.Transactions
 		all.Rate += r.Rate
+		all.Due += r.Due
 		all.Bytes += r.Bytes
 		all.Sent += r.Sent
 		all.Throughput += r.Throughput
