@@ -14,11 +14,10 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/watch"
+
+	"lash.internal/lash/connectivity/testbed"
 )
 
 const (
@@ -83,73 +82,25 @@ func (e *Env) deploy(ctx context.Context) error {
 
 // makeNamespace creates the test namespace; one that an earlier run left behind is removed first.
 func (e *Env) makeNamespace(ctx context.Context) error {
-	name := e.opts.TestNamespace
 	labels := map[string]string{"pod-security.kubernetes.io/enforce": "privileged"}
 	maps.Copy(labels, e.opts.NamespaceLabels)
-	labels[managedLabel] = managedValue
-	obj := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels, Annotations: e.opts.NamespaceAnnotations}}
-	for {
-		_, err := e.opts.Client.CoreV1().Namespaces().Create(ctx, obj, metav1.CreateOptions{})
-		if !apierrors.IsAlreadyExists(err) {
-			return err
-		}
-		e.opts.Progress.Info("Removing namespace %s, which an earlier run left behind", name)
-		if err := e.removeNamespace(ctx); err != nil {
-			return err
-		}
-	}
+	obj := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: e.opts.TestNamespace, Labels: labels, Annotations: e.opts.NamespaceAnnotations}}
+	return e.bed().Make(ctx, obj)
 }
 
 // errForeign is about a namespace that is not ours to remove.
-var errForeign = errors.New("not made by a connectivity test")
+var errForeign = testbed.ErrForeign
 
 // removeNamespace deletes the test namespace and waits until it is gone. One that no connectivity
 // test has made is left alone.
 func (e *Env) removeNamespace(ctx context.Context) error {
-	c := e.opts.Client.CoreV1().Namespaces()
-	name := e.opts.TestNamespace
-	old, err := c.Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read namespace %s: %w", name, err)
-	}
-	if old.Labels[managedLabel] != managedValue {
-		return fmt.Errorf("namespace %s exists and was %w (it lacks the label %s=%s): choose another with --test-namespace",
-			name, errForeign, managedLabel, managedValue)
-	}
-	w, err := c.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
-	if err != nil {
-		return fmt.Errorf("watch namespace %s: %w", name, err)
-	}
-	defer w.Stop()
-	now := int64(0)
-	// Pods first and without grace: the namespace's controller would give each its 30 s.
-	_ = e.opts.Client.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
-	if err := c.Delete(ctx, name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(old.UID))}); err != nil {
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
-		if !apierrors.IsConflict(err) {
-			return fmt.Errorf("delete namespace %s: %w", name, err)
-		}
-	}
-	for {
-		if _, err := c.Get(ctx, name, metav1.GetOptions{}); apierrors.IsNotFound(err) {
-			return nil
-		}
-		select {
-		case ev, open := <-w.ResultChan():
-			if !open {
-				return e.removeNamespace(ctx)
-			}
-			if ev.Type == watch.Deleted {
-				return nil
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("namespace %s is still being removed: %w", name, ctx.Err())
-		}
+	return e.bed().Remove(ctx, e.opts.TestNamespace)
+}
+
+func (e *Env) bed() testbed.Bed {
+	return testbed.Bed{
+		Client: e.opts.Client, Label: managedLabel, Value: managedValue, Maker: "a connectivity test", Flag: "--test-namespace",
+		Say: e.opts.Progress.Info,
 	}
 }
 
@@ -179,7 +130,7 @@ func (e *Env) deployment(w workload) *appsv1.Deployment {
 		RunAsNonRoot: ptr(true), RunAsUser: ptr(int64(nobody)), RunAsGroup: ptr(int64(nobody)),
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
-	spec.Affinity = onNode(w.node)
+	spec.Affinity = testbed.OnNode(w.node)
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: w.name, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
@@ -202,7 +153,7 @@ func (e *Env) hostDaemonSet() *appsv1.DaemonSet {
 	for _, n := range e.Nodes {
 		names = append(names, n.Name)
 	}
-	spec.Affinity = onNode(names...)
+	spec.Affinity = testbed.OnNode(names...)
 	return &appsv1.DaemonSet{
 		ObjectMeta: metav1.ObjectMeta{Name: "host-netns", Labels: labels},
 		Spec: appsv1.DaemonSetSpec{
@@ -245,19 +196,6 @@ func (e *Env) podSpec(http, tcp, udp int) corev1.PodSpec {
 	}
 }
 
-// onNode pins a pod to one of some nodes by name, whatever labels they have.
-func onNode(names ...string) *corev1.Affinity {
-	var terms []corev1.NodeSelectorTerm
-	for _, n := range names {
-		terms = append(terms, corev1.NodeSelectorTerm{MatchFields: []corev1.NodeSelectorRequirement{
-			{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{n}},
-		}})
-	}
-	return &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: terms},
-	}}
-}
-
 // deployLimit is how long the pods may take to run.
 const deployLimit = 2 * time.Minute
 
@@ -270,7 +208,7 @@ func (e *Env) waitPods(ctx context.Context) error {
 		want[w.name] = 1
 	}
 	missing := "no pod has been created"
-	err := e.followPods(ctx, e.opts.TestNamespace, "", func(pods []corev1.Pod) bool {
+	err := testbed.FollowPods(ctx, e.opts.Client, e.opts.TestNamespace, "", func(pods []corev1.Pod) bool {
 		missing = missingPods(pods, want)
 		if missing == "" {
 			e.notePods(pods)
@@ -288,10 +226,10 @@ func missingPods(pods []corev1.Pod, want map[string]int) string {
 	var problems []string
 	for i := range pods {
 		p := &pods[i]
-		if podReady(p) && len(p.Status.PodIPs) > 0 {
+		if testbed.PodReady(p) && len(p.Status.PodIPs) > 0 {
 			have[p.Labels["name"]]++
 		} else if p.DeletionTimestamp == nil {
-			problems = append(problems, fmt.Sprintf("%s on %s: %s", p.Name, p.Spec.NodeName, podProblem(p)))
+			problems = append(problems, fmt.Sprintf("%s on %s: %s", p.Name, p.Spec.NodeName, testbed.PodProblem(p)))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
@@ -306,61 +244,6 @@ func missingPods(pods []corev1.Pod, want map[string]int) string {
 	return ""
 }
 
-// followPods lists the pods of a namespace and follows their changes until done says so or ctx ends.
-func (e *Env) followPods(ctx context.Context, namespace, labels string, done func([]corev1.Pod) bool) error {
-	c := e.opts.Client.CoreV1().Pods(namespace)
-	for {
-		list, err := c.List(ctx, metav1.ListOptions{LabelSelector: labels})
-		if err != nil {
-			return err
-		}
-		if done(list.Items) {
-			return nil
-		}
-		w, err := c.Watch(ctx, metav1.ListOptions{LabelSelector: labels, ResourceVersion: list.ResourceVersion})
-		if err != nil {
-			return err
-		}
-		err = followWatch(ctx, w, list.Items, done)
-		w.Stop()
-		if !errors.Is(err, errWatchClosed) {
-			return err
-		}
-	}
-}
-
-var errWatchClosed = errors.New("watch closed")
-
-func followWatch(ctx context.Context, w watch.Interface, pods []corev1.Pod, done func([]corev1.Pod) bool) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case ev, open := <-w.ResultChan():
-			if !open || ev.Type == watch.Error {
-				return errWatchClosed
-			}
-			p, ok := ev.Object.(*corev1.Pod)
-			if !ok {
-				continue
-			}
-			i := slices.IndexFunc(pods, func(o corev1.Pod) bool { return o.Name == p.Name })
-			switch {
-			case ev.Type == watch.Deleted && i >= 0:
-				pods = slices.Delete(pods, i, i+1)
-			case ev.Type == watch.Deleted:
-			case i >= 0:
-				pods[i] = *p
-			default:
-				pods = append(pods, *p)
-			}
-			if done(pods) {
-				return nil
-			}
-		}
-	}
-}
-
 // notePods fills in Clients, Echoes, Hosts and Families.
 func (e *Env) notePods(pods []corev1.Pod) {
 	slices.SortFunc(pods, func(a, b corev1.Pod) int {
@@ -369,7 +252,7 @@ func (e *Env) notePods(pods []corev1.Pod) {
 	e.Clients, e.Echoes, e.Hosts = nil, nil, nil
 	for i := range pods {
 		p := &pods[i]
-		if !podReady(p) {
+		if !testbed.PodReady(p) {
 			continue
 		}
 		peer := Peer{Kind: PeerPod, Name: p.Labels["name"], Pod: p.Name, Host: p.Name, Node: p.Spec.NodeName}

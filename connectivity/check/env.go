@@ -16,6 +16,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
+
+	"lash.internal/lash/connectivity/testbed"
 )
 
 // dnsSelector are the labels of the Service and of the pods of the cluster's DNS.
@@ -208,47 +210,17 @@ func describeNode(n *corev1.Node, agents []corev1.Pod) Node {
 		if p.Spec.NodeName != n.Name || p.DeletionTimestamp != nil {
 			continue
 		}
-		if out.Agent == nil || podReady(p) {
+		if out.Agent == nil || testbed.PodReady(p) {
 			out.Agent = p
 		}
 	}
 	switch {
 	case out.Agent == nil:
 		out.Problem = "no agent runs on it"
-	case !podReady(out.Agent):
-		out.Problem = fmt.Sprintf("its agent %s is not ready: %s", out.Agent.Name, podProblem(out.Agent))
+	case !testbed.PodReady(out.Agent):
+		out.Problem = fmt.Sprintf("its agent %s is not ready: %s", out.Agent.Name, testbed.PodProblem(out.Agent))
 	}
 	return out
-}
-
-func podReady(p *corev1.Pod) bool {
-	if p.DeletionTimestamp != nil {
-		return false
-	}
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
-}
-
-// podProblem says what keeps a pod from being ready, in the words of its container states.
-func podProblem(p *corev1.Pod) string {
-	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
-		if w := s.State.Waiting; w != nil && w.Reason != "PodInitializing" {
-			return strings.TrimSpace(fmt.Sprintf("container %s waits: %s %s", s.Name, w.Reason, w.Message))
-		}
-		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
-			return strings.TrimSpace(fmt.Sprintf("container %s ended with code %d: %s %s", s.Name, t.ExitCode, t.Reason, t.Message))
-		}
-	}
-	for _, c := range p.Status.Conditions {
-		if c.Status != corev1.ConditionTrue && c.Message != "" {
-			return c.Message
-		}
-	}
-	return "phase " + string(p.Status.Phase)
 }
 
 // place picks the two nodes of the test pods: ready ones, without taints first.

@@ -15,6 +15,7 @@ import (
 
 	"lash.internal/lash/agent/api"
 	"lash.internal/lash/connectivity/probe"
+	"lash.internal/lash/connectivity/testbed"
 )
 
 // dnsPort is the port of the cluster's DNS.
@@ -107,12 +108,12 @@ func (e *Env) waitDNS(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, serviceLimit, errors.New("time ran out"))
 	defer cancel()
 	problem := "there is none"
-	err := e.followPods(ctx, "kube-system", dnsSelector, func(pods []corev1.Pod) bool {
+	err := testbed.FollowPods(ctx, e.opts.Client, "kube-system", dnsSelector, func(pods []corev1.Pod) bool {
 		for i := range pods {
-			if podReady(&pods[i]) {
+			if testbed.PodReady(&pods[i]) {
 				return true
 			}
-			problem = fmt.Sprintf("%s on %s: %s", pods[i].Name, pods[i].Spec.NodeName, podProblem(&pods[i]))
+			problem = fmt.Sprintf("%s on %s: %s", pods[i].Name, pods[i].Spec.NodeName, testbed.PodProblem(&pods[i]))
 		}
 		return false
 	})
