@@ -47,7 +47,7 @@ func newConnectivity(w World) *cobra.Command {
 		Use: "connectivity", Short: "Check that the network works", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w), newConnectivityProbe(w), newConnectivitySoak(w))
+	c.AddCommand(newConnectivityTest(w), newConnectivityEcho(w), newConnectivityProbe(w), newConnectivitySoak(w), newConnectivityPerf(w))
 	return c
 }
 

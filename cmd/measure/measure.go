@@ -33,7 +33,7 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) int {
 	}
 	root.SetOut(out)
 	root.SetErr(errOut)
-	root.AddCommand(NewServer(out, errOut), NewClient(out))
+	root.AddCommand(NewServer(out, errOut), NewClient(out), NewWait())
 	root.SetArgs(args)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(errOut, "Error: "+err.Error())
@@ -89,6 +89,26 @@ client may ask for are bounded, no file is read or written, and a session withou
 	f.IntVar(&cpu, "cpu", -1, "processor to run tests on (default: the one that a client asks for)")
 	f.StringVar(&s.Passphrase, "passphrase", "", "what clients have to send first")
 	f.StringVarP(&form, "output", "o", "text", "text, or json: announce the address as a line of JSON")
+	return c
+}
+
+// NewWait is the command `wait`.
+func NewWait() *cobra.Command {
+	var limit time.Duration
+	c := &cobra.Command{
+		Use: "wait ADDRESS:PORT...", Short: "Wait until addresses take TCP connections", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			for _, a := range args {
+				if _, _, err := net.SplitHostPort(a); err != nil {
+					return fmt.Errorf("%q: use ADDRESS:PORT: %w", a, err)
+				}
+			}
+			ctx, cancel := context.WithTimeoutCause(c.Context(), limit, fmt.Errorf("not within %s", limit))
+			defer cancel()
+			return netperf.Await(ctx, args)
+		},
+	}
+	c.Flags().DurationVar(&limit, "timeout", time.Minute, "how long to wait")
 	return c
 }
 
