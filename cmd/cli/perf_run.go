@@ -153,14 +153,19 @@ func (f *stageFlags) options(cl *kube.Client, say func(string, ...any)) (stage.O
 
 // perfSteps tells of the preparations and of the samples on standard error.
 type perfSteps struct {
-	t    *term.Term
-	step *term.Step
+	t      *term.Term
+	step   *term.Step // of the samples
+	making *term.Step // of the preparation under way
 }
 
 func (p *perfSteps) Step(format string, args ...any) func(error) {
 	p.finish(nil)
 	s := p.t.Step(format, args...)
-	return func(err error) { _ = s.Done(err) }
+	p.making = s
+	return func(err error) {
+		p.making = nil
+		_ = s.Done(err)
+	}
 }
 
 // Progress shows the sample that comes, and how long the rest will take.

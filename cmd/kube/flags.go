@@ -109,3 +109,11 @@ func (f *Flags) contextNames() (context, cluster, server, namespace string, err 
 	}
 	return context, cluster, server, cmp.Or(namespace, metav1.NamespaceDefault), nil
 }
+
+// WithContext is the same flags for another context of the kubeconfig.
+func (f *Flags) WithContext(name string) *Flags {
+	c := genericclioptions.NewConfigFlags(true).WithDiscoveryBurst(300).WithDiscoveryQPS(50)
+	c.KubeConfig, c.Namespace, c.Timeout, c.Impersonate = f.config.KubeConfig, f.config.Namespace, f.config.Timeout, f.config.Impersonate
+	c.Context = &name
+	return &Flags{config: c, release: f.release}
+}

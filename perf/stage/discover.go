@@ -122,8 +122,8 @@ func ready(n *corev1.Node) bool {
 	return false
 }
 
-// errOneNode says that there is no second node.
-var errOneNode = errors.New("there is no second node to measure to")
+// ErrOneNode says that there is no second node.
+var ErrOneNode = errors.New("there is no second node to measure to")
 
 // place picks the client's node, and another one.
 func (s *Stage) place(clients, servers []corev1.Node) error {
@@ -142,7 +142,7 @@ func (s *Stage) place(clients, servers []corev1.Node) error {
 	}
 	i := slices.IndexFunc(servers, func(n corev1.Node) bool { return n.Name != local.Name })
 	if i < 0 {
-		return fmt.Errorf("%w: %s is the only one that is ready%s; use --other-node=false", errOneNode, local.Name, with(s.o.ServerSelector))
+		return fmt.Errorf("%w: %s is the only one that is ready%s; use --other-node=false", ErrOneNode, local.Name, with(s.o.ServerSelector))
 	}
 	s.OtherNode = nodeOf(&servers[i])
 	return nil
