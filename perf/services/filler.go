@@ -42,14 +42,14 @@ const first = 8000
 
 // make makes Services up to a number, each with some ports.
 func (f *filler) make(ctx context.Context, upTo, ports int, created func(done int)) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, each := errgroup.WithContext(ctx)
 	g.SetLimit(atOnce)
 	begin := len(f.addrs)
 	f.addrs = append(f.addrs, make([]netip.Addr, upTo-begin)...)
 	done := begin
-	for i := begin; i < upTo && ctx.Err() == nil; i++ {
+	for i := begin; i < upTo && each.Err() == nil; i++ {
 		g.Go(func() error {
-			a, err := f.one(ctx, i, ports)
+			a, err := f.one(each, i, ports)
 			if err != nil {
 				return fmt.Errorf("make Service %d: %w", i+1, err)
 			}

@@ -17,12 +17,17 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 
 	"lash.internal/lash/perf/netperf"
+	"lash.internal/lash/perf/stage/stagetest"
 )
+
+func options(t *testing.T, c *stagetest.Cluster) Options {
+	return Options{Name: "test", Client: c.Client, Exec: c.Exec, Version: "0.1.0", Same: true, Other: true, Host: true, Say: t.Logf}
+}
 
 // TestStage deploys, measures through a node port, and leaves nothing behind.
 func TestStage(t *testing.T) {
-	c := newFake(node("n1", 1, nil), node("n2", 2, nil))
-	o := c.options(t)
+	c := stagetest.New(stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, nil))
+	o := options(t, c)
 	o.Streams = 2
 	s, err := Open(t.Context(), o)
 	if err != nil {
@@ -32,12 +37,12 @@ func TestStage(t *testing.T) {
 		t.Errorf("%+v", x)
 	}
 	for name, level := range map[string]string{"lash-perf": "restricted", "lash-perf-host": "privileged"} {
-		ns, err := c.client.CoreV1().Namespaces().Get(t.Context(), name, metav1.GetOptions{})
+		ns, err := c.Client.CoreV1().Namespaces().Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil || ns.Labels["pod-security.kubernetes.io/enforce"] != level {
 			t.Errorf("namespace %s: %v, %v", name, ns.Labels, err)
 		}
 	}
-	pod, err := c.client.CoreV1().Pods("lash-perf").Get(t.Context(), ServerOther, metav1.GetOptions{})
+	pod, err := c.Client.CoreV1().Pods("lash-perf").Get(t.Context(), ServerOther, metav1.GetOptions{})
 	if err != nil || pod.Spec.NodeName != "n2" || pod.Spec.HostNetwork || !*pod.Spec.SecurityContext.RunAsNonRoot || *pod.Spec.Containers[0].SecurityContext.AllowPrivilegeEscalation {
 		t.Errorf("%+v, %v", pod, err)
 	}
@@ -49,7 +54,7 @@ func TestStage(t *testing.T) {
 	if err != nil || r.Rate != 10000 {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	last := c.commands[len(c.commands)-1]
+	last := c.Commands()[len(c.Commands())-1]
 	for _, want := range []string{
 		"lash-perf/client: /usr/bin/lash-agent perf client 172.31.0.2:30000 ", "--test TCP_CRR", "--length 2s", "--streams 2",
 		"--data-port 12866", "--connect-port 30001 --connect-port 30003", "--passphrase " + s.passphrase,
@@ -67,41 +72,45 @@ func TestStage(t *testing.T) {
 	if err := s.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := c.leftovers(t); n != 0 {
+	if n := c.Leftovers(t); n != 0 {
 		t.Errorf("%d namespaces are left", n)
 	}
 }
 
 // TestRefusals is what the user sees when a cluster does not play along. Nothing is left behind.
 func TestRefusals(t *testing.T) {
-	forbid := func(c *fakeCluster, resource, why string) {
-		c.client.PrependReactor("create", resource, func(k8stesting.Action) (bool, runtime.Object, error) {
+	forbid := func(c *stagetest.Cluster, resource, why string) {
+		c.Client.PrependReactor("create", resource, func(k8stesting.Action) (bool, runtime.Object, error) {
 			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "client", errors.New(why))
 		})
 	}
-	two := func() *fakeCluster { return newFake(node("n1", 1, nil), node("n2", 2, map[string]string{"disk": "ssd"})) }
+	two := func() *stagetest.Cluster {
+		return stagetest.New(stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, map[string]string{"disk": "ssd"}))
+	}
 	for name, c := range map[string]struct {
-		cluster *fakeCluster
-		change  func(*fakeCluster, *Options)
+		cluster *stagetest.Cluster
+		change  func(*stagetest.Cluster, *Options)
 		want    []string
 	}{
-		"no second node": {newFake(node("n1", 1, nil)), nil, []string{"there is no second node to measure to", "n1 is the only one", "--other-node=false"}},
-		"no such label":  {two(), func(_ *fakeCluster, o *Options) { o.ServerSelector = "disk=none" }, []string{`no node is ready among those with the labels "disk=none"`}},
+		"no second node": {stagetest.New(stagetest.Node("n1", 1, nil)), nil, []string{"there is no second node to measure to", "n1 is the only one", "--other-node=false"}},
+		"no such label":  {two(), func(_ *stagetest.Cluster, o *Options) { o.ServerSelector = "disk=none" }, []string{`no node is ready among those with the labels "disk=none"`}},
 		"no common node": {
-			two(), func(_ *fakeCluster, o *Options) { o.ServerSelector, o.ClientSelector = "disk=ssd", "disk!=ssd" },
+			two(), func(_ *stagetest.Cluster, o *Options) { o.ServerSelector, o.ClientSelector = "disk=ssd", "disk!=ssd" },
 			[]string{"no node is left for both", "--same-node=false"},
 		},
-		"no image": {two(), func(c *fakeCluster, o *Options) {
-			c.waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}
+		"no image": {two(), func(c *stagetest.Cluster, o *Options) {
+			c.Waiting = &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}
 			o.Image = "example.org/x:1"
 		}, []string{"the image cannot be pulled", "example.org/x:1 on node n", "ErrImagePull not found", "--image"}},
 		"quota": {
-			two(), func(c *fakeCluster, _ *Options) { forbid(c, "pods", "exceeded quota: compute, requested: pods=1") },
+			two(), func(c *stagetest.Cluster, _ *Options) {
+				forbid(c, "pods", "exceeded quota: compute, requested: pods=1")
+			},
 			[]string{"create pod client: a quota of namespace lash-perf leaves no room", "exceeded quota: compute"},
 		},
-		"rbac": {two(), func(c *fakeCluster, _ *Options) { forbid(c, "namespaces", "no rights") }, []string{"create namespace lash-perf", "no rights"}},
+		"rbac": {two(), func(c *stagetest.Cluster, _ *Options) { forbid(c, "namespaces", "no rights") }, []string{"create namespace lash-perf", "no rights"}},
 	} {
-		o := c.cluster.options(t)
+		o := options(t, c.cluster)
 		if c.change != nil {
 			c.change(c.cluster, &o)
 		}
@@ -118,7 +127,7 @@ func TestRefusals(t *testing.T) {
 		if name == "quota" && apierrors.IsForbidden(err) {
 			t.Error("a quota is taken for a missing permission")
 		}
-		if n := c.cluster.leftovers(t); n != 0 {
+		if n := c.cluster.Leftovers(t); n != 0 {
 			t.Errorf("%s: %d namespaces are left", name, n)
 		}
 	}
@@ -126,22 +135,22 @@ func TestRefusals(t *testing.T) {
 
 // TestForeign leaves a namespace of somebody else's alone.
 func TestForeign(t *testing.T) {
-	c := newFake(node("n1", 1, nil), node("n2", 2, nil))
-	if _, err := c.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "lash-perf"}}, metav1.CreateOptions{}); err != nil {
+	c := stagetest.New(stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, nil))
+	if _, err := c.Client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "lash-perf"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), c.options(t)); err == nil || !strings.Contains(err.Error(), "choose another with --test-namespace") {
+	if _, err := Open(t.Context(), options(t, c)); err == nil || !strings.Contains(err.Error(), "choose another with --test-namespace") {
 		t.Error(err)
 	}
-	if _, err := c.client.CoreV1().Namespaces().Get(t.Context(), "lash-perf", metav1.GetOptions{}); err != nil {
+	if _, err := c.Client.CoreV1().Namespaces().Get(t.Context(), "lash-perf", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
 }
 
 // TestOneNode has a server beside the client and none elsewhere.
 func TestOneNode(t *testing.T) {
-	c := newFake(node("n1", 1, nil))
-	o := c.options(t)
+	c := stagetest.New(stagetest.Node("n1", 1, nil))
+	o := options(t, c)
 	o.Other = false
 	s, err := Open(t.Context(), o)
 	if err != nil {
@@ -155,14 +164,14 @@ func TestOneNode(t *testing.T) {
 
 // TestCancelled removes everything although the context has ended.
 func TestCancelled(t *testing.T) {
-	c := newFake(node("n1", 1, nil), node("n2", 2, nil))
+	c := stagetest.New(stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, nil))
 	ctx, cancel := context.WithCancel(t.Context())
-	s, err := Open(ctx, c.options(t))
+	s, err := Open(ctx, options(t, c))
 	if err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	if err := s.Close(ctx); err != nil || c.leftovers(t) != 0 {
-		t.Errorf("%v, %d namespaces are left", err, c.leftovers(t))
+	if err := s.Close(ctx); err != nil || c.Leftovers(t) != 0 {
+		t.Errorf("%v, %d namespaces are left", err, c.Leftovers(t))
 	}
 }

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package stage
+// Package stagetest is a cluster for the tests of measurements: pods run as soon as they are made, and
+// commands in them are answered by the test.
+package stagetest
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,17 +26,19 @@ import (
 	"lash.internal/lash/perf/stats"
 )
 
-// fakeCluster runs pods as soon as they are made, or leaves them in a state of the test's.
-type fakeCluster struct {
-	client   *fake.Clientset
+// Cluster runs pods as soon as they are made.
+type Cluster struct {
+	Client   *fake.Clientset
 	mu       sync.Mutex
 	commands []string
 	next     byte
-	waiting  *corev1.ContainerStateWaiting // of every pod
-	answer   func(command string) (string, error)
+	Waiting  *corev1.ContainerStateWaiting // of every pod, which then does not run
+	// Answer, when set, answers every command.
+	Answer func(command string) (string, error)
 }
 
-func node(name string, ip byte, labels map[string]string) *corev1.Node {
+// Node is a node that is ready.
+func Node(name string, ip byte, labels map[string]string) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("172.31.0.%d", ip)}}
@@ -40,8 +46,9 @@ func node(name string, ip byte, labels map[string]string) *corev1.Node {
 	return n
 }
 
-func newFake(nodes ...*corev1.Node) *fakeCluster {
-	c := &fakeCluster{next: 1}
+// New is a cluster of some nodes, with Lash and with kube-proxy in nftables mode.
+func New(nodes ...*corev1.Node) *Cluster {
+	c := &Cluster{next: 1}
 	var objs []runtime.Object
 	for _, n := range nodes {
 		objs = append(objs, n)
@@ -55,12 +62,12 @@ func newFake(nodes ...*corev1.Node) *fakeCluster {
 				Containers: []corev1.Container{{Name: "cilium-agent", Image: "localhost/lash:test"}},
 			}}},
 		})
-	c.client = fake.NewClientset(objs...)
-	c.client.PrependReactor("create", "pods", func(a k8stesting.Action) (bool, runtime.Object, error) {
-		c.run(a.(k8stesting.CreateAction).GetObject().(*corev1.Pod))
+	c.Client = fake.NewClientset(objs...)
+	c.Client.PrependReactor("create", "pods", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		c.Run(a.(k8stesting.CreateAction).GetObject().(*corev1.Pod))
 		return false, nil, nil
 	})
-	c.client.PrependReactor("create", "services", func(a k8stesting.Action) (bool, runtime.Object, error) {
+	c.Client.PrependReactor("create", "services", func(a k8stesting.Action) (bool, runtime.Object, error) {
 		s := a.(k8stesting.CreateAction).GetObject().(*corev1.Service)
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -77,12 +84,20 @@ func newFake(nodes ...*corev1.Node) *fakeCluster {
 	return c
 }
 
-func (c *fakeCluster) run(p *corev1.Pod) {
+// Commands are those that were run so far.
+func (c *Cluster) Commands() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.commands)
+}
+
+// Run gives a pod what one that runs has.
+func (c *Cluster) Run(p *corev1.Pod) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.Spec.NodeName = p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields[0].Values[0]
-	if c.waiting != nil {
-		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "perf", Image: p.Spec.Containers[0].Image, State: corev1.ContainerState{Waiting: c.waiting}}}
+	if c.Waiting != nil {
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "perf", Image: p.Spec.Containers[0].Image, State: corev1.ContainerState{Waiting: c.Waiting}}}
 		return
 	}
 	c.next++
@@ -90,20 +105,18 @@ func (c *fakeCluster) run(p *corev1.Pod) {
 	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 }
 
-// exec answers a measurement with a result.
-func (c *fakeCluster) exec(_ context.Context, ns, pod, _ string, out, errOut io.Writer, command ...string) error {
+// Exec answers a measurement with a result.
+func (c *Cluster) Exec(_ context.Context, ns, pod, _ string, out, errOut io.Writer, command ...string) error {
 	line := strings.Join(command, " ")
 	c.mu.Lock()
 	c.commands = append(c.commands, ns+"/"+pod+": "+line)
 	c.mu.Unlock()
-	if c.answer != nil {
-		text, err := c.answer(line)
+	if c.Answer != nil {
+		text, err := c.Answer(line)
 		if err != nil {
-			io.WriteString(errOut, "Error: "+err.Error()+"\n")
-			return err
+			return errors.Join(err, write(errOut, "Error: "+err.Error()+"\n"))
 		}
-		_, err = io.WriteString(out, text)
-		return err
+		return write(out, text)
 	}
 	if !strings.Contains(line, "perf client") {
 		return nil
@@ -111,16 +124,17 @@ func (c *fakeCluster) exec(_ context.Context, ns, pod, _ string, out, errOut io.
 	return json.NewEncoder(out).Encode(netperf.Result{Test: netperf.TCPCRR, Seconds: 1, Rate: 10000, RTLatency: 100, Latency: &stats.Summary{Count: 1, P50: 99}})
 }
 
-func (c *fakeCluster) options(t *testing.T) Options {
-	return Options{Name: "test", Client: c.client, Exec: c.exec, Version: "0.1.0", Same: true, Other: true, Host: true, Say: t.Logf}
-}
-
-// leftovers are the namespaces that are still there.
-func (c *fakeCluster) leftovers(t *testing.T) int {
+// Leftovers are the namespaces that are still there.
+func (c *Cluster) Leftovers(t *testing.T) int {
 	t.Helper()
-	l, err := c.client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+	l, err := c.Client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return len(l.Items)
+}
+
+func write(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
 }
