@@ -114,6 +114,29 @@ BENCH    ?=
 bench: deps build ## Measure beside bare paths, write BENCHMARKS.md; ROUNDS=10 DURATION=2s PATHS= TESTS= FAMILY=ipv4 BENCH='more flags'
 	$(STATIC) -o bin/lash-bench ./cmd/lash-bench
 	bin/lash-bench --rounds $(ROUNDS) --duration $(DURATION) --family $(FAMILY) $(if $(PATHS),--groups $(PATHS)) $(if $(TESTS),--tests $(TESTS)) $(BENCH)
+	@$(services-part)
+
+LADDER   ?= --steps 1,100,1000,2767 --samples 10 --duration 2s --from pod,node --from-external
+SERVICES := perf/results/services
+# The part of BENCHMARKS.md about Services comes last and is kept when the rest is written again.
+services-part = sed -i '/^<!-- services -->/,$$d' BENCHMARKS.md; if [ -e $(SERVICES).md ]; then cat $(SERVICES).md >>BENCHMARKS.md; fi
+
+.PHONY: bench-services
+bench-services: deps build ## New connections over the number of Services, three clusters by turns: Lash, kube-proxy iptables, nftables; LADDER='flags'
+	@trap 'for c in bench-lash bench-iptables bench-nftables; do bin/lash cluster delete $$c || true; done' EXIT; set -x; \
+	bin/lash image save bin/lash-image.tar; \
+	bin/lash cluster create bench-lash --workers 1; \
+	bin/lash cluster create bench-iptables --workers 1 --cni ptp --kube-proxy iptables; \
+	bin/lash cluster create bench-nftables --workers 1 --cni ptp --kube-proxy nftables; \
+	for c in bench-lash bench-iptables bench-nftables; do bin/lash cluster load-image bin/lash-image.tar --name $$c; done; \
+	bin/lash install --context lash-bench-lash --wait --yes; \
+	bin/lash status --context lash-bench-lash --wait; \
+	bin/lash perf services --context lash-bench-lash --with-context lash-bench-iptables,lash-bench-nftables \
+	  $(LADDER) -o json --svg $(SERVICES).svg >$(SERVICES).json; \
+	{ echo '<!-- services -->'; echo '## New connections over the number of Services'; echo; \
+	  echo 'Made by `make bench-services`; every sample is in `$(SERVICES).json`.'; echo; echo '![P50 over the number of Services]($(SERVICES).svg)'; echo; \
+	  bin/lash perf show $(SERVICES).json -o markdown; } >$(SERVICES).md; \
+	$(services-part)
 
 .PHONY: race
 race: deps ## The Go tests under the race detector

@@ -17,7 +17,7 @@ func newPerf(w World) *cobra.Command {
 		Use: "perf", Short: "Measure the network, as netperf does", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(measure.NewServer(w.Out, w.Err), measure.NewClient(w.Out), measure.NewWait(), newPerfRun(w), newPerfServices(w), newPerfCompare(w))
+	c.AddCommand(measure.NewServer(w.Out, w.Err), measure.NewClient(w.Out), measure.NewWait(), newPerfRun(w), newPerfServices(w), newPerfCompare(w), newPerfShow(w))
 	return c
 }
 

@@ -36,7 +36,7 @@ type perfOutput struct {
 }
 
 func (o *perfOutput) bind(f *pflag.FlagSet) {
-	f.StringVarP(&o.output, "output", "o", "table", "table, json, csv or netperf (see --selectors)")
+	f.StringVarP(&o.output, "output", "o", "table", "table, json, csv, markdown or netperf (see --selectors)")
 	f.StringVar(&o.html, "html", "", "also write a page with tables and plots to this file; it needs no network")
 	f.StringVar(&o.svg, "svg", "", "also write the plot to this file")
 	f.StringVar(&o.csv, "csv", "", "also write a line for each sample to this file")
@@ -48,8 +48,8 @@ func (o *perfOutput) bind(f *pflag.FlagSet) {
 var netperfForms = map[string]netperf.Form{"csv": netperf.CSV, "keyval": netperf.KeyVal, "columns": netperf.Columns}
 
 func (o *perfOutput) check() error {
-	if !slices.Contains([]string{"table", "json", "csv", "netperf"}, o.output) {
-		return usageError("invalid --output %q: want table, json, csv or netperf", o.output)
+	if !slices.Contains([]string{"table", "json", "csv", "markdown", "netperf"}, o.output) {
+		return usageError("invalid --output %q: want table, json, csv, markdown or netperf", o.output)
 	}
 	if _, known := netperfForms[o.format]; !known {
 		return usageError("invalid --netperf-format %q: want csv, keyval or columns", o.format)
@@ -78,6 +78,8 @@ func (o *perfOutput) write(w World, r *report.Report) error {
 		return r.Write(w.Out)
 	case "csv":
 		return r.WriteCSV(w.Out)
+	case "markdown":
+		return r.WriteMarkdown(w.Out)
 	case "netperf":
 		return o.writeNetperf(w.Out, r)
 	}
