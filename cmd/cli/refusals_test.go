@@ -184,7 +184,7 @@ func TestMistakesNeedNoCluster(t *testing.T) {
 
 // TestGroupsShowTheirHelp: a name that only holds commands is no mistake.
 func TestGroupsShowTheirHelp(t *testing.T) {
-	for _, args := range []string{"", "cluster", "image", "chart", "identity", "service", "connectivity"} {
+	for _, args := range []string{"", "cluster", "image", "chart", "identity", "service", "connectivity", "perf"} {
 		code, stdout, _ := lash(t, unreachable, strings.Fields(args)...)
 		if code != ExitOK || !slices.Contains(strings.Split(stdout, "\n"), "Available Commands:") {
 			t.Errorf("lash %s: exit %d, %q", args, code, stdout)
