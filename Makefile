@@ -18,6 +18,7 @@ EMBEDDED   := $(shell find chart bpf connectivity -type f \( -name '*.yaml' -o -
 # Debian packages by the command or file that shows that they are there.
 DEBS := ip:iproute2 runc:runc iptables:iptables nft:nftables conntrack:conntrack ipset:ipset \
 	bpftool:bpftool qemu-system-x86_64:qemu-system-x86 cpio:cpio gcc:gcc git:git jq:jq
+SUITE_DEBS := busybox:busybox-static curl:curl dig:bind9-dnsutils iperf:iperf nc:netcat-openbsd
 GEN_DEBS := clang-19:clang-19 llvm-strip-19:llvm-19 clang-format-19:clang-format-19 /usr/include/linux/bpf.h:linux-libc-dev
 
 .PHONY: help
@@ -104,6 +105,14 @@ test-crash: deps gen-deps build ## Every crash, upgrade and change of size under
 .PHONY: test-long
 test-long: deps build ## 300 first packets over a slow API server; the connectivity test 20 times in clusters of each kind
 	$(call report,LASH_E2E=1 LASH_FIRST_PACKETS=300 LASH_RUNS=20 go test -count=1 -timeout 90m -v -run 'TestFirstPackets|TestManyRuns' ./connectivity/e2e,long)
+
+CONFORMANCE ?=
+
+.PHONY: conformance
+conformance: deps build ## Kubernetes' own [sig-network] tests without kube-proxy, and their report; IP_FAMILY=dual CONFORMANCE='more flags'
+	$(call apt-install,$(SUITE_DEBS))
+	$(STATIC) -o bin/lash-conformance ./cmd/lash-conformance
+	bin/lash-conformance --ip-family $(IP_FAMILY) $(CONFORMANCE) --report connectivity/conformance/report-$(IP_FAMILY)
 
 ROUNDS   ?= 10
 DURATION ?= 2s

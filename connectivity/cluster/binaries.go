@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,8 +83,8 @@ type programs struct {
 	versions map[string]string
 }
 
-// cacheDir is the folder of the user's cache that outlives clusters.
-func cacheDir(kind string) (string, error) {
+// CacheDir is the folder of the user's cache that outlives clusters: bin or images.
+func CacheDir(kind string) (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("cache folder: %w", err)
@@ -93,7 +94,7 @@ func cacheDir(kind string) (string, error) {
 
 // findPrograms locates all programs and builds the ones that are nowhere.
 func findPrograms(ctx context.Context, binDir string, progress func(string)) (*programs, error) {
-	cache, err := cacheDir("bin")
+	cache, err := CacheDir("bin")
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +121,28 @@ func findPrograms(ctx context.Context, binDir string, progress func(string)) (*p
 	return found, nil
 }
 
+// FindProgram locates one of the third-party programs of clusters, by its base name, and builds it if it
+// is nowhere.
+func FindProgram(ctx context.Context, name, binDir string, progress func(string)) (string, error) {
+	cache, err := CacheDir("bin")
+	if err != nil {
+		return "", err
+	}
+	for _, p := range products {
+		if !slices.ContainsFunc(p.programs, func(prog string) bool { return filepath.Base(prog) == name }) {
+			continue
+		}
+		v, err := pinnedVersion(p.folder, p.module)
+		if err != nil {
+			return "", err
+		}
+		found := map[string]string{}
+		err = p.find(ctx, v, binDir, filepath.Join(cache, p.name+"-"+v), found, progress)
+		return found[name], err
+	}
+	return "", fmt.Errorf("no program of a local cluster is called %s", name)
+}
+
 // find puts the path of every program of p into found.
 func (p product) find(ctx context.Context, version, binDir, cache string, found map[string]string, progress func(string)) error {
 	for _, prog := range p.programs {
@@ -143,7 +166,7 @@ func (p product) find(ctx context.Context, version, binDir, cache string, found 
 			if err != nil {
 				return err
 			}
-			if err := goBuild(ctx, files, flags, pkg, path, progress); err != nil {
+			if err := Build(ctx, Program{Files: files, Package: pkg, LDFlags: flags}, path, progress); err != nil {
 				return err
 			}
 		}
@@ -235,15 +258,23 @@ func buildNode(ctx context.Context, dir string, progress func(string)) (string, 
 		"go.mod":  []byte("module node\n\ngo 1.26.0\n"),
 		"main.go": nodeSource,
 	}
-	if err := goBuild(ctx, files, "-s -w", "node", path, progress); err != nil {
+	if err := Build(ctx, Program{Files: files, Package: "node", LDFlags: "-s -w"}, path, progress); err != nil {
 		return "", err
 	}
 	return path, nil
 }
 
-// goBuild builds a package in a throw-away module of the given files. Two commands that want the
-// same program wait for each other.
-func goBuild(ctx context.Context, files map[string][]byte, ldflags, pkg, out string, progress func(string)) error {
+// Program is a program that Go can build from a module that is given whole.
+type Program struct {
+	Files   map[string][]byte // of the module's root folder, by base name
+	Package string            // import path, or a path relative to the root
+	Test    bool              // the package's tests are the program
+	LDFlags string
+}
+
+// Build builds a program in a throw-away module, unless out is there. Two commands that want the same
+// program wait for each other.
+func Build(ctx context.Context, p Program, out string, progress func(string)) error {
 	name := filepath.Base(out)
 	goTool, err := exec.LookPath("go")
 	if err != nil {
@@ -265,7 +296,7 @@ func goBuild(ctx context.Context, files map[string][]byte, ldflags, pkg, out str
 		return fmt.Errorf("build %s: %w", name, err)
 	}
 	defer os.RemoveAll(dir)
-	for base, data := range files {
+	for base, data := range p.Files {
 		if err := os.WriteFile(filepath.Join(dir, base), data, 0o644); err != nil {
 			return fmt.Errorf("build %s: %w", name, err)
 		}
@@ -276,7 +307,11 @@ func goBuild(ctx context.Context, files map[string][]byte, ldflags, pkg, out str
 	})
 	defer stop()
 	var log bytes.Buffer
-	cmd := exec.CommandContext(ctx, goTool, "build", "-trimpath", "-ldflags", ldflags, "-o", out+".part", pkg)
+	verb := []string{"build"}
+	if p.Test {
+		verb = []string{"test", "-c", "-vet=off"}
+	}
+	cmd := exec.CommandContext(ctx, goTool, append(verb, "-trimpath", "-ldflags", p.LDFlags, "-o", out+".part", p.Package)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off")
 	cmd.Stdout, cmd.Stderr = &log, &log

@@ -51,18 +51,11 @@ func (k *making) prepareImages(ctx context.Context) error {
 		}
 		specs = append(specs, proxy)
 	}
-	dir, err := cacheDir("images")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("image cache: %w", err)
-	}
 	for _, spec := range specs {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		path, err := cachedImage(dir, spec)
+		path, err := CacheImage(spec)
 		if err != nil {
 			return err
 		}
@@ -71,9 +64,17 @@ func (k *making) prepareImages(ctx context.Context) error {
 	return nil
 }
 
-// cachedImage writes the image into dir unless it is there, and drops older makes of it.
-func cachedImage(dir string, spec image.Spec) (string, error) {
-	name, _, _ := strings.Cut(filepath.Base(spec.Ref), ":")
+// CacheImage writes an image into the user's cache unless it is there, drops older makes of it and
+// returns the path of its archive.
+func CacheImage(spec image.Spec) (string, error) {
+	dir, err := CacheDir("images")
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("image cache: %w", err)
+	}
+	name := strings.NewReplacer("/", "_", ":", "_").Replace(strings.TrimPrefix(spec.Ref, "localhost/"))
 	print, err := fingerprint(spec)
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", spec.Ref, err)
@@ -108,7 +109,7 @@ func cachedImage(dir string, spec image.Spec) (string, error) {
 // path, size and time of change.
 func fingerprint(spec image.Spec) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %q %s\n", spec.Ref, spec.Entrypoint, spec.User)
+	fmt.Fprintf(h, "%s %q %q %s\n", spec.Ref, spec.Entrypoint, spec.Cmd, spec.User)
 	for _, f := range spec.Files {
 		fmt.Fprintf(h, "%s %o %s %q", f.Path, f.Mode, f.Link, f.Data)
 		if f.Source != "" {
@@ -135,7 +136,6 @@ func (k *making) proxySpec() (image.Spec, error) {
 			{Path: "/etc/protocols", Mode: 0o644, Data: []byte("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n")},
 		},
 	}
-	var objects []string
 	names := []string{
 		"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
 		"iptables-nft", "iptables-nft-save", "ip6tables-nft", "ip6tables-nft-save",
@@ -145,7 +145,6 @@ func (k *making) proxySpec() (image.Spec, error) {
 		if err != nil {
 			return spec, fmt.Errorf("the kube-proxy image takes %s from this machine (Debian: apt-get install iptables nftables conntrack ipset): %w", tool, err)
 		}
-		objects = append(objects, path)
 		spec.Files = append(spec.Files, image.File{Path: "/usr/sbin/" + tool, Source: path})
 	}
 	for _, n := range names {
@@ -157,31 +156,32 @@ func (k *making) proxySpec() (image.Spec, error) {
 			return spec, fmt.Errorf("iptables extensions: %w", err)
 		}
 		for _, so := range extensions {
-			objects = append(objects, so)
 			spec.Files = append(spec.Files, image.File{Path: so, Source: so})
 		}
 	}
-	libs, err := libraries(objects)
-	if err != nil {
-		return spec, err
-	}
-	for _, lib := range libs {
-		spec.Files = append(spec.Files, image.File{Path: lib, Source: lib})
-	}
-	return spec, nil
+	libs, err := Libraries(spec.Files)
+	spec.Files = append(spec.Files, libs...)
+	return spec, err
 }
 
 // libraryDirs are where the dynamic linker looks, most specific first.
 var libraryDirs = []string{"/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"}
 
-// libraries finds the shared objects and the linker that the given objects need.
-func libraries(objects []string) ([]string, error) {
+// Libraries finds this machine's shared objects, and its dynamic linker, that programs of this machine
+// need in an image.
+func Libraries(files []image.File) ([]image.File, error) {
 	seen := map[string]bool{}
-	var out []string
+	var out []image.File
+	var objects []string
 	add := func(path string) {
 		if !seen[path] {
 			seen[path] = true
-			out, objects = append(out, path), append(objects, path)
+			out, objects = append(out, image.File{Path: path, Source: path}), append(objects, path)
+		}
+	}
+	for _, f := range files {
+		if f.Source != "" {
+			objects = append(objects, f.Source)
 		}
 	}
 	for i := 0; i < len(objects); i++ {

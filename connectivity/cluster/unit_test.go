@@ -16,6 +16,8 @@ import (
 
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+
+	"lash.internal/lash/install/image"
 )
 
 func TestOptions(t *testing.T) {
@@ -305,11 +307,13 @@ func TestLibraries(t *testing.T) {
 	if err != nil {
 		t.Skip("no shell to look at")
 	}
-	libs, err := libraries([]string{path})
+	libs, err := Libraries([]image.File{{Path: "/bin/sh", Source: path}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(libs, func(l string) bool { return strings.Contains(l, "libc.so") || strings.Contains(l, "ld-") }) {
-		t.Errorf("a shell needs %q, no C library among them", libs)
+	if !slices.ContainsFunc(libs, func(l image.File) bool {
+		return strings.Contains(l.Path, "libc.so") || strings.Contains(l.Path, "ld-")
+	}) {
+		t.Errorf("a shell needs %+v, no C library among them", libs)
 	}
 }

@@ -38,6 +38,7 @@ type Spec struct {
 	Ref        string // repository:tag
 	Files      []File
 	Entrypoint []string
+	Cmd        []string // arguments of the entrypoint when a container gives none
 	Env        []string
 	User       string // uid or uid:gid, root when empty
 	Labels     map[string]string
@@ -88,6 +89,7 @@ func (s Spec) build(layerOf func(files []byte) (v1.Layer, error)) (v1.Image, err
 	cfg.History = nil
 	cfg.Config = v1.Config{
 		Entrypoint: s.Entrypoint,
+		Cmd:        s.Cmd,
 		Env:        append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, s.Env...),
 		User:       s.User,
 		Labels:     s.Labels,
