@@ -38,6 +38,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
+	if len(args) == 2 && args[0] == "balance" {
+		return conformance.Balance(ctx, args[1], out) // the part that runs on the host outside the cluster
+	}
 	o := conformance.Options{}
 	fs := flag.NewFlagSet("lash-conformance", flag.ContinueOnError)
 	fs.SetOutput(errOut)
@@ -64,6 +67,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 		o.Set = strings.Split(set, ",")
 	}
 	var err error
+	if o.Self, err = os.Executable(); err != nil {
+		return fmt.Errorf("own path: %w", err)
+	}
 	for _, path := range []*string{&o.Lash, &o.Suite, &o.Logs} {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err

@@ -58,12 +58,12 @@ func (s *suite) specs(ctx context.Context, progress func(string)) (map[string]im
 	if err != nil {
 		return nil, err
 	}
-	dns, err := tools(box, "dig", "getent")
+	dns, err := tools(box, "sh", "dig", "getent")
 	if err != nil {
 		return nil, err
 	}
 	// What the tests type in agnhost's pods; the rest of what its own image has is busybox there too.
-	hands, err := tools(box, "bash", "curl", "dig", "getent", "iperf", "ip", "nc", "ss")
+	hands, err := tools(box, "sh", "bash", "curl", "dig", "getent", "iperf", "ip", "nc", "ss")
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,8 @@ func isStatic(path string) error {
 }
 
 // tools puts this machine's programs of the given names, and their libraries, into a root file system in
-// place of busybox's.
+// place of busybox's. Without a shell among them they may be passed over: Debian's busybox, as a shell, runs
+// what it has itself first.
 func tools(root []image.File, names ...string) ([]image.File, error) {
 	files := slices.DeleteFunc(slices.Clone(root), func(f image.File) bool {
 		return f.Link != "" && slices.Contains(names, filepath.Base(f.Path))
@@ -145,7 +146,7 @@ func tools(root []image.File, names ...string) ([]image.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the images of the tests take %s from this machine (Debian: apt-get install bash curl bind9-dnsutils iperf iproute2 netcat-openbsd): %w", name, err)
 		}
-		programs = append(programs, image.File{Path: "/usr/bin/" + name, Source: path})
+		programs = append(programs, image.File{Path: "/bin/" + name, Source: path})
 	}
 	libraries, err := cluster.Libraries(programs)
 	if err != nil {

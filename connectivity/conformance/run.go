@@ -3,16 +3,21 @@
 package conformance
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
 
 	"lash.internal/lash/connectivity/cluster"
 )
@@ -20,6 +25,7 @@ import (
 // Options say what to run.
 type Options struct {
 	Name     string   // of the cluster; one of that name that is there is deleted
+	Self     string   // path of the program that runs this, which as "balance KUBECONFIG" is to call Balance
 	Lash     string   // path of the program that installs
 	Suite    string   // folder of the nested module
 	Family   string   // ipv4, ipv6 or dual
@@ -155,26 +161,29 @@ func (b *bench) test(ctx context.Context, s *suite) (*Report, error) {
 		return nil, fmt.Errorf("log: %w", err)
 	}
 	defer f.Close()
+	kubeconfig, stop, err := b.outside(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
 	args := []string{
-		"--no-color", "--silence-skips", "--procs", fmt.Sprint(b.o.Procs), "--timeout", "4h", "--keep-going",
+		s.ginkgo, "--no-color", "--silence-skips", "--procs", fmt.Sprint(b.o.Procs), "--timeout", "4h", "--keep-going",
 		"--focus", cmp.Or(b.o.Focus, sigNetwork), "--output-dir", b.o.Logs, "--json-report", filepath.Base(results),
 	}
 	for _, e := range skips {
 		args = append(args, "--skip", e.pattern)
 	}
 	args = append(args, s.tests, "--",
-		"--kubeconfig", b.kubeconfig, "--kubectl-path", b.c.Kubectl, "--provider", "skeleton", "--disable-log-dump",
+		"--kubeconfig", kubeconfig, "--kubectl-path", b.c.Kubectl, "--provider", "skeleton", "--disable-log-dump",
 		"--e2e-output-dir", b.o.Logs)
 	started := time.Now()
 	b.o.Progress("running the tests, %d at a time; what they print is in %s", b.o.Procs, log)
-	cmd := exec.CommandContext(ctx, s.ginkgo, args...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 2 * time.Minute
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
-	cmd.Stdout, cmd.Stderr = f, f
-	runErr := cmd.Run()
+	code, runErr := cluster.Exec(ctx, "", b.c.Name, string(cluster.RoleExternal), args, nil, f, f)
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("the tests were interrupted: %w", context.Cause(ctx))
+	}
+	if runErr == nil && code != 0 {
+		runErr = fmt.Errorf("ginkgo ended with %d", code)
 	}
 	data, err := os.ReadFile(results)
 	if err != nil {
@@ -194,6 +203,97 @@ func (b *bench) test(ctx context.Context, s *suite) (*Report, error) {
 	}
 	r.Lash = strings.TrimSpace(string(out))
 	return r, nil
+}
+
+// outside prepares the host outside the cluster, which the tests run on as on a laptop that has routes to
+// load balancers: an address that is not of the nodes' network, and the stand-in for a load balancer. It
+// returns the kubeconfig to use there.
+func (b *bench) outside(ctx context.Context) (kubeconfig string, stop func(), err error) {
+	host, err := b.c.Node(string(cluster.RoleExternal))
+	if err != nil {
+		return "", nil, err
+	}
+	for _, n := range b.c.Nodes {
+		for i, a := range host.Addresses {
+			client := clients[0]
+			if a.Is6() {
+				client = clients[1]
+			}
+			dst := netip.PrefixFrom(client, client.BitLen()).String()
+			args := []string{"ip", "route", "replace", dst, "via", a.String()}
+			switch {
+			case n.Role == cluster.RoleFabric:
+				continue
+			case n.Role == cluster.RoleExternal:
+				args = []string{"ip", "address", "replace", dst, "dev", "lo"}
+			case i >= len(n.Addresses):
+				continue
+			}
+			if err := b.on(ctx, n.Name, args...); err != nil {
+				return "", nil, err
+			}
+		}
+	}
+	config, err := clientcmd.LoadFromFile(b.kubeconfig)
+	if err != nil {
+		return "", nil, fmt.Errorf("kubeconfig: %w", err)
+	}
+	for _, n := range b.c.Nodes {
+		if n.Role == cluster.RoleControlPlane {
+			config.Clusters[b.c.FullName()].Server = "https://" + netip.AddrPortFrom(n.Addresses[0], 6443).String()
+		}
+	}
+	kubeconfig = b.kubeconfig + ".outside"
+	if err := clientcmd.WriteToFile(*config, kubeconfig); err != nil {
+		return "", nil, fmt.Errorf("kubeconfig: %w", err)
+	}
+	stop, err = b.balance(ctx, kubeconfig)
+	return kubeconfig, stop, err
+}
+
+// balance starts the stand-in for a load balancer and waits until it watches Services.
+func (b *bench) balance(ctx context.Context, kubeconfig string) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	in, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		args := []string{b.o.Self, "balance", kubeconfig}
+		code, err := cluster.Exec(ctx, "", b.c.Name, string(cluster.RoleExternal), args, nil, out, out)
+		if err == nil && ctx.Err() == nil {
+			err = fmt.Errorf("ended with %d", code)
+		}
+		out.CloseWithError(err)
+		ended <- err
+	}()
+	stop = func() { cancel(); <-ended }
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		if lines.Text() != "ready" {
+			b.o.Progress("load balancer: %s", lines.Text())
+			continue
+		}
+		go func() {
+			for lines.Scan() {
+				b.o.Progress("load balancer: %s", lines.Text())
+			}
+		}()
+		return stop, nil
+	}
+	stop()
+	return nil, fmt.Errorf("the stand-in for a load balancer: %w", lines.Err())
+}
+
+// on runs a command on a machine of the cluster.
+func (b *bench) on(ctx context.Context, node string, args ...string) error {
+	var out bytes.Buffer
+	code, err := cluster.Exec(ctx, "", b.c.Name, node, args, nil, &out, &out)
+	if err == nil && code != 0 {
+		err = errors.New(strings.TrimSpace(out.String()))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", node, strings.Join(args, " "), err)
+	}
+	return nil
 }
 
 // run runs a program against the cluster.

@@ -22,7 +22,6 @@ var skips = []skip{
 	{`\[Disruptive\]`, "restarts the API server, kube-proxy or a node's network over SSH"},
 	{`SCTP|sctp`, "SCTP: this kernel has none"},
 	{`\[Feature:NetworkPolicy\]`, "NetworkPolicy is not enforced yet"},
-	{`\[Feature:LoadBalancer\]`, "needs the load balancer of a cloud provider"},
 	{`\[Provider:GCE\]`, "needs a cloud provider (GCE)"},
 	{`\[Feature:Networking-(IPv4|IPv6|DNS)\]`, "needs the internet"},
 	{`\[sig-network\] KubeProxy `, "is about kube-proxy itself, which this cluster has none of"},
