@@ -107,12 +107,14 @@ test-long: deps build ## 300 first packets over a slow API server; the connectiv
 	$(call report,LASH_E2E=1 LASH_FIRST_PACKETS=300 LASH_RUNS=20 go test -count=1 -timeout 90m -v -run 'TestFirstPackets|TestManyRuns' ./connectivity/e2e,long)
 
 CONFORMANCE ?=
+FOCUS       ?=
 
 .PHONY: conformance
-conformance: deps build ## Kubernetes' own [sig-network] tests without kube-proxy, and their report; IP_FAMILY=dual CONFORMANCE='more flags'
+conformance: deps build ## Kubernetes' own [sig-network] tests without kube-proxy, and their report; IP_FAMILY=dual FOCUS=expression CONFORMANCE='more flags'
 	$(call apt-install,$(SUITE_DEBS))
 	$(STATIC) -o bin/lash-conformance ./cmd/lash-conformance
-	bin/lash-conformance --ip-family $(IP_FAMILY) $(CONFORMANCE) --report connectivity/conformance/report-$(IP_FAMILY)
+	bin/lash-conformance --ip-family $(IP_FAMILY) $(CONFORMANCE) \
+	  $(if $(FOCUS),--focus '$(FOCUS)',--report connectivity/conformance/report-$(IP_FAMILY))
 
 ROUNDS   ?= 10
 DURATION ?= 2s
