@@ -63,7 +63,7 @@ func (s *suite) specs(ctx context.Context, progress func(string)) (map[string]im
 		return nil, err
 	}
 	// What the tests type in agnhost's pods; the rest of what its own image has is busybox there too.
-	hands, err := tools(box, "sh", "bash", "curl", "dig", "getent", "iperf", "ip", "nc", "ss")
+	hands, err := tools(box, "sh", "bash", "curl", "dig", "getent", "ip", "nc", "ss")
 	if err != nil {
 		return nil, err
 	}
@@ -99,11 +99,8 @@ func (s *suite) specs(ctx context.Context, progress func(string)) (map[string]im
 // busybox is a root file system whose every command is this machine's busybox.
 func busybox(ctx context.Context) ([]image.File, error) {
 	path, err := exec.LookPath("busybox")
-	if err == nil {
-		err = isStatic(path)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("the images of the tests take a static busybox from this machine (Debian: apt-get install busybox-static): %w", err)
+		return nil, fmt.Errorf("the images of the tests take busybox from this machine (Debian: apt-get install busybox): %w", err)
 	}
 	out, err := exec.CommandContext(ctx, path, "--list").Output()
 	if err != nil {
@@ -122,15 +119,8 @@ func busybox(ctx context.Context) ([]image.File, error) {
 			files = append(files, image.File{Path: "/bin/" + name, Link: "busybox"})
 		}
 	}
-	return files, nil
-}
-
-func isStatic(path string) error {
-	libraries, err := cluster.Libraries([]image.File{{Source: path}})
-	if err == nil && len(libraries) > 0 {
-		err = fmt.Errorf("%s needs %s", path, libraries[0].Path)
-	}
-	return err
+	libraries, err := cluster.Libraries(files[:1])
+	return append(files, libraries...), err
 }
 
 // tools puts this machine's programs of the given names, and their libraries, into a root file system in
@@ -144,7 +134,7 @@ func tools(root []image.File, names ...string) ([]image.File, error) {
 	for _, name := range names {
 		path, err := exec.LookPath(name)
 		if err != nil {
-			return nil, fmt.Errorf("the images of the tests take %s from this machine (Debian: apt-get install bash curl bind9-dnsutils iperf iproute2 netcat-openbsd): %w", name, err)
+			return nil, fmt.Errorf("the images of the tests take %s from this machine (Debian: apt-get install bash curl bind9-dnsutils iproute2 netcat-openbsd): %w", name, err)
 		}
 		programs = append(programs, image.File{Path: "/bin/" + name, Source: path})
 	}
@@ -152,5 +142,8 @@ func tools(root []image.File, names ...string) ([]image.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	libraries = slices.DeleteFunc(libraries, func(l image.File) bool {
+		return slices.ContainsFunc(files, func(f image.File) bool { return f.Path == l.Path })
+	})
 	return slices.Concat(files, programs, libraries), nil
 }
