@@ -18,7 +18,7 @@ EMBEDDED   := $(shell find chart bpf connectivity -type f \( -name '*.yaml' -o -
 # Debian packages by the command or file that shows that they are there.
 DEBS := ip:iproute2 runc:runc iptables:iptables nft:nftables conntrack:conntrack ipset:ipset \
 	bpftool:bpftool qemu-system-x86_64:qemu-system-x86 cpio:cpio gcc:gcc git:git jq:jq
-SUITE_DEBS := busybox:busybox curl:curl dig:bind9-dnsutils nc:netcat-openbsd
+SUITE_DEBS := busybox:busybox curl:curl dig:bind9-dnsutils nc:netcat-openbsd wget:wget
 GEN_DEBS := clang-19:clang-19 llvm-strip-19:llvm-19 clang-format-19:clang-format-19 /usr/include/linux/bpf.h:linux-libc-dev
 
 .PHONY: help

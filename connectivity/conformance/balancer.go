@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -84,8 +85,8 @@ func Balance(ctx context.Context, kubeconfig string, out io.Writer) error {
 	defer health.Stop()
 	for {
 		for _, o := range services.Informer().GetStore().List() {
-			if err := b.serve(ctx, o.(*corev1.Service)); err != nil && ctx.Err() == nil {
-				fmt.Fprintln(out, err) // it is tried again with the next event or tick
+			if err := b.serve(ctx, o.(*corev1.Service)); err != nil && ctx.Err() == nil && !apierrors.IsConflict(err) {
+				fmt.Fprintln(out, err) // it is tried again, as is a conflict, with the next event or tick
 			}
 		}
 		select {

@@ -63,7 +63,8 @@ func (s *suite) specs(ctx context.Context, progress func(string)) (map[string]im
 		return nil, err
 	}
 	// What the tests type in agnhost's pods; the rest of what its own image has is busybox there too.
-	hands, err := tools(box, "sh", "bash", "curl", "dig", "getent", "ip", "nc", "ss")
+	// Debian 12's busybox has a wget that does not survive -T.
+	hands, err := tools(box, "sh", "bash", "curl", "dig", "getent", "ip", "nc", "ss", "wget")
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +79,7 @@ func (s *suite) specs(ctx context.Context, progress func(string)) (map[string]im
 		image.File{Path: "/coredns", Source: coredns},
 		image.File{Path: "/localhost.crt", Mode: 0o644, Source: filepath.Join(certs, "localhost.crt")},
 		image.File{Path: "/localhost.key", Mode: 0o644, Source: filepath.Join(certs, "localhost.key")},
+		image.File{Path: "/etc/wgetrc", Mode: 0o644, Data: []byte("tries = 1\n")}, // as busybox, which gives up at once
 		image.File{Path: "/uploads"},
 	)
 	version, err := os.ReadFile(filepath.Join(s.source, "test/images/agnhost/VERSION"))
@@ -134,7 +136,7 @@ func tools(root []image.File, names ...string) ([]image.File, error) {
 	for _, name := range names {
 		path, err := exec.LookPath(name)
 		if err != nil {
-			return nil, fmt.Errorf("the images of the tests take %s from this machine (Debian: apt-get install bash curl bind9-dnsutils iproute2 netcat-openbsd): %w", name, err)
+			return nil, fmt.Errorf("the images of the tests take %s from this machine (Debian: apt-get install bash curl bind9-dnsutils iproute2 netcat-openbsd wget): %w", name, err)
 		}
 		programs = append(programs, image.File{Path: "/bin/" + name, Source: path})
 	}

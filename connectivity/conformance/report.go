@@ -40,6 +40,7 @@ type Report struct {
 	Lash       string   // version
 	Kernel     string
 	Family     string
+	KubeProxy  string
 	Workers    int
 	Procs      int
 	Command    string // what was typed
@@ -154,9 +155,10 @@ func (r *Report) Markdown(w io.Writer) error {
 	fmt.Fprintf(&b, "# Kubernetes' [sig-network] tests (%s): %s\n\n", r.Family, verdict)
 	fmt.Fprintf(&b, "`%s` wrote this on %s. Run %d, passed %d, failed %d, not run %d (each with its reason below), in %s.\n\n",
 		r.Command, r.Started.UTC().Format("2006-01-02 15:04 MST"), r.Count(Passed)+r.Count(Failed), r.Count(Passed), r.Count(Failed), r.Count(Skipped), r.Took.Round(time.Minute))
-	fmt.Fprintf(&b, "Kubernetes %s, tests and cluster; %s; kernel %s; a control plane and %d workers without kube-proxy, address family %s; %d tests at a time.\n",
-		r.Kubernetes, r.Lash, r.Kernel, r.Workers, r.Family, r.Procs)
-	b.WriteString("The images of the tests' pods are our own builds of the suite's programs with Debian's tools, under the names that the suite asks for.\n")
+	fmt.Fprintf(&b, "Kubernetes %s, tests and cluster; %s; kernel %s; a control plane and %d workers, kube-proxy: %s, address family %s; %d tests at a time.\n",
+		r.Kubernetes, r.Lash, r.Kernel, r.Workers, r.KubeProxy, r.Family, r.Procs)
+	b.WriteString("The images of the tests' pods are our own builds of the suite's programs with Debian's tools, under the names that the suite asks for.\n" +
+		"The tests run on a host outside the cluster, where a stand-in for a load balancer gives Services addresses and routes these to nodes.\n")
 	if len(r.Suite) > 0 {
 		b.WriteString("\n## Outside the tests\n\n")
 		for _, s := range r.Suite {

@@ -196,13 +196,30 @@ func (b *bench) test(ctx context.Context, s *suite) (*Report, error) {
 	if runErr != nil && r.Count(Failed) == 0 && len(r.Suite) == 0 {
 		return nil, fmt.Errorf("the tests failed as a whole (see %s): %w", log, runErr)
 	}
-	r.Kubernetes, r.Family, r.Workers, r.Procs, r.Started, r.Took = s.version, b.o.Family, b.o.Workers, b.o.Procs, started, time.Since(started)
+	r.Kubernetes, r.Procs, r.Started, r.Took = s.version, b.o.Procs, started, time.Since(started)
+	b.describe(r)
 	out, err := b.run(ctx, b.o.Lash, "version", "--client")
 	if err != nil {
 		return nil, err
 	}
 	r.Lash = strings.TrimSpace(string(out))
 	return r, nil
+}
+
+// describe says what cluster the tests ran in.
+func (b *bench) describe(r *Report) {
+	r.Family, r.KubeProxy = "dual", b.c.KubeProxy
+	if len(b.c.Services) == 1 {
+		r.Family = "ipv4"
+		if strings.Contains(b.c.Services[0], ":") {
+			r.Family = "ipv6"
+		}
+	}
+	for _, n := range b.c.Nodes {
+		if n.Role == cluster.RoleWorker {
+			r.Workers++
+		}
+	}
 }
 
 // outside prepares the host outside the cluster, which the tests run on as on a laptop that has routes to
