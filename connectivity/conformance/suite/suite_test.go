@@ -39,11 +39,11 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestNetwork runs the tests that the flags select.
+// TestNetwork runs the tests that the flags select: by their names, before which ginkgo puts that of the suite.
 func TestNetwork(t *testing.T) {
 	gomega.RegisterFailHandler(framework.Fail)
 	suite, reporter := framework.CreateGinkgoConfig()
-	ginkgo.RunSpecs(t, "Kubernetes [sig-network]", suite, reporter)
+	ginkgo.RunSpecs(t, "Kubernetes", suite, reporter)
 }
 
 // The first process waits until the cluster is whole; each one learns what its first family is.
