@@ -156,10 +156,9 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
 	background("addresses", a.svc.followAddresses)
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
-	for _, chain := range a.chains() {
+	for _, chain := range append(a.chains(), a.svc.health) {
 		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
 	}
-	background("health checks", func(ctx context.Context) error { a.svc.health.Run(ctx); return nil })
 	a.setPhase(errors.New("waiting for the first full set of objects and for the kernel to hold it"))
 	for _, chain := range a.chains() {
 		select {
