@@ -125,6 +125,10 @@ func (a *Agent) warnings() []string {
 		out = append(out, fmt.Sprintf("no route to the pods of %s: auto-direct-node-routes reaches only nodes on a link of this one; "+
 			"route their pod CIDRs in the network, or use routing-mode tunnel", strings.Join(far, ", ")))
 	}
+	if st := a.svc.maps.Status(); st.Roomless > 0 {
+		out = append(out, fmt.Sprintf("%d Service ports have no Maglev table, as those of %d others fill the map: their callers "+
+			"from outside get a backend at random; a smaller maglev.tableSize makes room", st.Roomless, st.Tables))
+	}
 	return out
 }
 
