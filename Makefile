@@ -100,7 +100,7 @@ report    = { echo "$$(date -u +%F) $$(uname -r), $$(nproc) CPUs: $(1)"; $(1) 2>
 
 .PHONY: test-crash
 test-crash: deps gen-deps build ## Every crash, upgrade and change of size under load, tunnel and native (two hours)
-	$(call report,LASH_E2E=1 LASH_CRASH=1 go test -count=1 -timeout 180m -v -run TestNoLoss ./connectivity/e2e,crash)
+	$(call report,LASH_E2E=1 LASH_CRASH=1 go test -count=1 -timeout 180m -v -run 'TestNoLoss|TestCrashPoints' ./connectivity/e2e,crash)
 
 .PHONY: test-long
 test-long: deps build ## 300 first packets over a slow API server; the connectivity test 20 times in clusters of each kind

@@ -333,7 +333,7 @@ func (b *crashBed) upgrade(t *testing.T, lash string, flags ...string) {
 	b.mapsMoved(t)
 }
 
-// events are what happens to agents, in order. The last ones need builds that differ.
+// events are what happens to agents, in order. The last ones need builds that differ from what runs.
 func (b *crashBed) events(t *testing.T) {
 	b.during(t, "nothing happens", func(*testing.T) {})
 	for i := range b.plan.kills {
@@ -350,9 +350,6 @@ func (b *crashBed) events(t *testing.T) {
 	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
 	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
 	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
-	if b.plan.full {
-		b.points(t)
-	}
 }
 
 // rarer are events that a sample leaves out.
@@ -457,22 +454,35 @@ func (b *crashBed) remount(t *testing.T) {
 	b.replace(t, b.b)
 }
 
+// modes are the ways between nodes, with the flags that choose them.
+var modes = []struct {
+	name  string
+	flags []string
+}{
+	{name: "tunnel"},
+	{"native", []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}},
+}
+
 // TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, in
 // tunnel and native mode, with LASH_CRASH_KILLS random kills; else it is a sample. On each path there
 // are LASH_CRASH_RATE datagrams a second and LASH_CRASH_FLOWS connections.
 func TestNoLoss(t *testing.T) {
-	plan := newPlan(t)
-	type mode struct {
-		name  string
-		flags []string
-	}
-	modes := []mode{{name: "tunnel"}}
-	prefix := "noloss-"
-	if plan.full {
-		modes = append(modes, mode{"native", []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}})
-		prefix = "crash-"
+	plan, prefix, modes := newPlan(t), "crash-", modes
+	if !plan.full {
+		prefix, modes = "noloss-", modes[:1]
 	}
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) { newCrashBed(t, prefix+m.name, plan, m.flags...).events(t) })
+	}
+}
+
+// TestCrashPoints crashes the agent at every point that has a name, under the same load.
+func TestCrashPoints(t *testing.T) {
+	plan := newPlan(t)
+	if !plan.full {
+		t.Skip("set LASH_CRASH=1 to crash the agent at every named point")
+	}
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) { newCrashBed(t, "crash-"+m.name, plan, m.flags...).points(t) })
 	}
 }

@@ -55,7 +55,7 @@ func (c *cluster) background(node string, command ...string) probe.Ready {
 // ready waits until every agent serves its node.
 func (c *cluster) ready(t *testing.T) {
 	t.Helper()
-	if r := c.run("status", "--wait", "--wait-duration", "90s"); r.code != 0 {
+	if r := c.run("status", "--wait", "--wait-duration", "200s"); r.code != 0 {
 		t.Errorf("status --wait: %s", r.all())
 	}
 }

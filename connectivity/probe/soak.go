@@ -31,6 +31,9 @@ type Soak struct {
 	New bool
 	// Duration is how long; 0: until ctx ends.
 	Duration time.Duration
+	// Late is how long after the last answer a datagram counts as lost, by default 10 s: a busy machine
+	// may have the server answer after seconds.
+	Late time.Duration
 }
 
 // SoakResult says what a soak met. Times are in microseconds.
@@ -57,8 +60,9 @@ type SoakResult struct {
 
 // soaking limits.
 const (
-	soakTimeout  = 10 * time.Second       // of an exchange or connection: far above any retransmission
-	soakLate     = 2 * time.Second        // for the last datagrams to come back
+	soakTimeout  = 10 * time.Second // of an exchange or connection: far above any retransmission
+	soakLate     = 10 * time.Second
+	soakTwice    = 500 * time.Millisecond // for the last answers to come once more
 	soakInterval = 250 * time.Millisecond // between the exchanges of one connection
 	soakErrors   = 8
 )
@@ -75,6 +79,9 @@ func (s Soak) Run(ctx context.Context) SoakResult {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, s.Duration)
 		defer cancel()
+	}
+	if s.Late == 0 {
+		s.Late = soakLate
 	}
 	k := &soak{Soak: s}
 	var wg sync.WaitGroup
@@ -109,13 +116,13 @@ func (k *soak) datagrams(ctx context.Context) {
 	}
 	defer c.Close()
 	readBuffer(c)
-	var sent atomic.Uint64
-	answered := make(chan []bool, 1)
-	go func() { answered <- k.count(c, &sent) }()
+	t := &tally{}
+	result := make(chan []bool, 1)
+	go func() { result <- k.count(c, t) }()
 	start, step := time.Now(), time.Second/time.Duration(k.Rate)
 	b := make([]byte, 64)
 	for ctx.Err() == nil {
-		n := sent.Add(1)
+		n := t.sent.Add(1)
 		if wait := time.Until(start.Add(time.Duration(n-1) * step)); wait > 0 {
 			time.Sleep(wait) // the clock that the rate is about
 		}
@@ -124,8 +131,13 @@ func (k *soak) datagrams(ctx context.Context) {
 			k.fail("udp send", err)
 		}
 	}
-	_ = c.SetReadDeadline(time.Now().Add(soakLate))
-	seen := <-answered
+	// From now on each answer moves the deadline.
+	t.over.Store(true)
+	_ = c.SetReadDeadline(time.Now().Add(k.Late))
+	if t.answered.Load() == t.sent.Load() {
+		_ = c.SetReadDeadline(time.Now().Add(soakTwice))
+	}
+	seen := <-result
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.res.UDPSent, k.res.UDPFull = len(seen), socketDrops(c)
@@ -144,8 +156,14 @@ func (k *soak) datagrams(ctx context.Context) {
 	}
 }
 
-// count reads answers until the deadline and returns which of the datagrams that were sent had one.
-func (k *soak) count(c net.Conn, sent *atomic.Uint64) []bool {
+// tally is what the sender and the reader of datagrams know of each other.
+type tally struct {
+	sent, answered atomic.Uint64
+	over           atomic.Bool // nothing more is sent
+}
+
+// count reads answers until no more come after the last datagram was sent, and returns which had one.
+func (k *soak) count(c net.Conn, t *tally) []bool {
 	var seen []bool
 	var highest uint64
 	var duplicated, reordered int
@@ -168,7 +186,7 @@ func (k *soak) count(c net.Conn, sent *atomic.Uint64) []bool {
 		if n < 8 {
 			continue
 		}
-		number, all := binary.BigEndian.Uint64(b), sent.Load()
+		number, all := binary.BigEndian.Uint64(b), t.sent.Load()
 		if number == 0 || number > all {
 			k.fail("udp receive", fmt.Errorf("number %d was never sent", number))
 			continue
@@ -181,6 +199,13 @@ func (k *soak) count(c net.Conn, sent *atomic.Uint64) []bool {
 			continue
 		}
 		seen[number-1] = true
+		if answered := t.answered.Add(1); t.over.Load() {
+			wait := k.Late
+			if answered == t.sent.Load() {
+				wait = soakTwice
+			}
+			_ = c.SetReadDeadline(now.Add(wait))
+		}
 		if number < highest {
 			reordered++
 		}
@@ -193,7 +218,7 @@ func (k *soak) count(c net.Conn, sent *atomic.Uint64) []bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.res.UDPDuplicated, k.res.UDPReordered, k.res.UDPLongestGap = duplicated, reordered, longest.Microseconds()
-	return append(seen, make([]bool, sent.Load()-uint64(len(seen)))...)
+	return append(seen, make([]bool, t.sent.Load()-uint64(len(seen)))...)
 }
 
 // readBuffer makes room for all that comes while a busy machine does not run this program: as much as

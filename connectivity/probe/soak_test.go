@@ -54,8 +54,34 @@ func TestSoakCounts(t *testing.T) {
 			_, _ = l.WriteTo(b[:n], from)
 		}
 	}()
-	r := Soak{UDP: l.LocalAddr().String(), Rate: 200, Duration: 400 * time.Millisecond}.Run(t.Context())
+	r := Soak{UDP: l.LocalAddr().String(), Rate: 200, Duration: 400 * time.Millisecond, Late: time.Second}.Run(t.Context())
 	if r.UDPLost != (r.UDPSent+9)/10 || r.UDPReordered != 1 || r.UDPDuplicated != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestSoakWaitsForASlowServer has a server that begins to answer long after the last datagram was sent:
+// nothing is lost.
+func TestSoakWaitsForASlowServer(t *testing.T) {
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		b := make([]byte, 2048)
+		time.Sleep(2 * time.Second)
+		for {
+			n, from, err := l.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = l.WriteTo(b[:n], from)
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
+	r := Soak{UDP: l.LocalAddr().String(), Rate: 100, Duration: 200 * time.Millisecond}.Run(t.Context())
+	if r.UDPSent == 0 || r.UDPLost != 0 {
 		t.Errorf("%+v", r)
 	}
 }
