@@ -225,7 +225,7 @@ func TestSysctlsAreGivenBack(t *testing.T) {
 	}
 	want(map[string]string{
 		"ipv4/conf/all/rp_filter": "0", "ipv4/conf/eth0/rp_filter": "1", "ipv4/ip_forward": "1",
-		"ipv4/ip_local_reserved_ports": "8080,9000-9010,49152-65535,30000-32767", "ipv6/conf/all/forwarding": "1", "ipv6/conf/eth0/accept_ra": "2",
+		"ipv4/ip_local_reserved_ports": "8080,9000-9010,30000-32767,49152-65535", "ipv6/conf/all/forwarding": "1", "ipv6/conf/eth0/accept_ra": "2",
 	})
 	if err := s.Restore(); err != nil {
 		t.Fatal(err)
