@@ -123,12 +123,18 @@ func BenchmarkLoad(b *testing.B) {
 				b.StopTimer()
 				m := realMaps(b, 0)
 				runtime.GC()
+				var before runtime.MemStats
+				runtime.ReadMemStats(&before)
 				b.StartTimer()
 				c.start()
 				t := mustOpen(b, m, Options{})
 				setAll(b, t, want)
 				c.stop()
 				b.StopTimer()
+				runtime.GC()
+				var after runtime.MemStats
+				runtime.ReadMemStats(&after)
+				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "heap-MiB")
 				t.Close()
 			}
 			c.report(b)
