@@ -128,21 +128,22 @@ bench: deps build ## Measure beside bare paths, write BENCHMARKS.md; ROUNDS=10 D
 	@$(services-part)
 
 LADDER   ?= --steps 1,100,1000,2767 --samples 10 --duration 2s --from pod,node --from-external
-SERVICES := perf/results/services
+LADDERS  ?= bench
+SERVICES ?= perf/results/services
 # The part of BENCHMARKS.md about Services comes last and is kept when the rest is written again.
 services-part = sed -i '/^<!-- services -->/,$$d' BENCHMARKS.md; if [ -e $(SERVICES).md ]; then cat $(SERVICES).md >>BENCHMARKS.md; fi
 
 .PHONY: bench-services
 bench-services: deps build ## New connections over the number of Services, three clusters by turns: Lash, kube-proxy iptables, nftables; LADDER='flags'
-	@trap 'for c in bench-lash bench-iptables bench-nftables; do bin/lash cluster delete $$c || true; done' EXIT; set -x; \
+	@trap 'for c in lash iptables nftables; do bin/lash cluster delete $(LADDERS)-$$c || true; done' EXIT; set -x; \
 	bin/lash image save bin/lash-image.tar; \
-	bin/lash cluster create bench-lash --workers 1; \
-	bin/lash cluster create bench-iptables --workers 1 --cni ptp --kube-proxy iptables; \
-	bin/lash cluster create bench-nftables --workers 1 --cni ptp --kube-proxy nftables; \
-	for c in bench-lash bench-iptables bench-nftables; do bin/lash cluster load-image bin/lash-image.tar --name $$c; done; \
-	bin/lash install --context lash-bench-lash --wait --yes; \
-	bin/lash status --context lash-bench-lash --wait; \
-	bin/lash perf services --context lash-bench-lash --with-context lash-bench-iptables,lash-bench-nftables \
+	bin/lash cluster create $(LADDERS)-lash --workers 1; \
+	bin/lash cluster create $(LADDERS)-iptables --workers 1 --cni ptp --kube-proxy iptables; \
+	bin/lash cluster create $(LADDERS)-nftables --workers 1 --cni ptp --kube-proxy nftables; \
+	for c in lash iptables nftables; do bin/lash cluster load-image bin/lash-image.tar --name $(LADDERS)-$$c; done; \
+	bin/lash install --context lash-$(LADDERS)-lash --wait --yes; \
+	bin/lash status --context lash-$(LADDERS)-lash --wait; \
+	bin/lash perf services --context lash-$(LADDERS)-lash --with-context lash-$(LADDERS)-iptables,lash-$(LADDERS)-nftables \
 	  $(LADDER) -o json --svg $(SERVICES).svg >$(SERVICES).json; \
 	{ echo '<!-- services -->'; echo '## New connections over the number of Services'; echo; \
 	  echo 'Made by `make bench-services`; every sample is in `$(SERVICES).json`.'; echo; echo '![P50 over the number of Services]($(SERVICES).svg)'; echo; \

@@ -41,7 +41,7 @@ func getopt(args []string, spec string) (opts []option, rest []string, err error
 			switch {
 			case j+1 < len(arg):
 				o.value = arg[j+1:]
-			case i+1 < len(args) && args[i+1] != "--" && !(optional && strings.HasPrefix(args[i+1], "-")):
+			case i+1 < len(args) && args[i+1] != "--" && (!optional || !strings.HasPrefix(args[i+1], "-")):
 				i++
 				o.value = args[i]
 			case !optional:
