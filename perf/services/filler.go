@@ -145,10 +145,6 @@ func (g *ground) grow(ctx context.Context, o *Options, n int) (time.Duration, er
 		add(begin + rand.IntN(n-begin))
 	}
 	add(n - 1)
-	// Agents say themselves what they serve; other proxies have no such question, so connections are tried.
-	if err := g.s.AwaitAgents(ctx, programmedLimit, g.filler.addrs[begin:], first, o.Ports); err != nil {
-		return 0, err
-	}
 	for _, name := range []string{stage.HostLocal, stage.HostOther} {
 		if p := g.s.Pod(name); p != nil {
 			if err := stage.Await(ctx, g.s.From(p), programmedLimit, ask...); err != nil {
@@ -156,5 +152,6 @@ func (g *ground) grow(ctx context.Context, o *Options, n int) (time.Duration, er
 			}
 		}
 	}
-	return time.Since(made), nil
+	took := time.Since(made) // by connections, which can be tried with any proxy
+	return took, g.s.AwaitAgents(ctx, programmedLimit, g.filler.addrs[begin:], first, o.Ports)
 }
