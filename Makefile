@@ -96,7 +96,7 @@ test: deps build lint check-generate ## Everything that CI runs: lint, generated
 
 # What takes longer has a target of its own, and its last report in the repository.
 REPORTS  := connectivity/e2e/reports
-report    = { echo "$$(date -u +%F) $$(uname -r), $$(nproc) CPUs: $(1)"; $(1) 2>&1 | grep -E '^ *(---|ok|FAIL)|_test.go:[0-9]+:'; } | tee $(REPORTS)/$(2).txt
+report    = { echo "$$(date -u +%F) $$(uname -r), $$(nproc) CPUs: $(1)"; $(1) 2>&1 | grep -E '^ *(=== RUN|---|ok|FAIL)|_test.go:[0-9]+:'; } | tee $(REPORTS)/$(2).txt
 
 .PHONY: test-crash
 test-crash: deps gen-deps build ## Every crash, upgrade and change of size under load, tunnel and native (two hours)
