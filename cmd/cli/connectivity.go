@@ -40,6 +40,7 @@ type connectivityFlags struct {
 	list          bool
 	externalIPv4  string
 	externalIPv6  string
+	serviceCIDRs  []string
 }
 
 func newConnectivity(w World) *cobra.Command {
@@ -90,6 +91,9 @@ DNS, the API server and the outside, and remove them again. The test image is th
 so nothing is downloaded. No check is tried twice. After a failure the routes, the map entries and the
 drops of both nodes are shown, and a sentence names the broken path.
 
+Services of every type are tested, with addresses of --service-address-cidr for what a load balancer would give.
+What needs a host outside runs where one is known: local clusters have one.
+
 --test takes regular expressions TEST or TEST/SCENARIO; a leading ! leaves out what matches. --list shows them.
 
 Exit code: 0 when all tests passed, 1 when one failed, 2 for a mistake in the command line, 3 when the cluster
@@ -125,6 +129,8 @@ cannot be reached, 4 when --timeout ran out, 130 after Ctrl-C.`,
 	fl.StringVar(&f.ExternalTarget, "external-target", "", "host outside the cluster to fetch from over HTTP (default: the local cluster's own)")
 	fl.StringVar(&f.externalIPv4, "external-ip", "", "IPv4 address outside the cluster to ping")
 	fl.StringVar(&f.externalIPv6, "external-ipv6", "", "IPv6 address outside the cluster to ping")
+	fl.StringSliceVar(&f.serviceCIDRs, "service-address-cidr", strings.Split(check.DefaultServicePrefixes, ","),
+		"ranges, one a family, for the external IPs and load balancers' addresses of the test's Services")
 	fl.StringVar(&f.ClusterDomain, "cluster-domain", check.DefaultClusterDomain, "DNS zone of the cluster")
 	fl.StringVar(&f.Image, "image", "", "test image (default: the agents' own)")
 	refuseFlags(fl)
@@ -152,7 +158,7 @@ var unsupported = []struct{ name, off, why string }{
 	{"external-cidr", "", "use --external-ip"},
 	{"external-other-target", "", "use --external-target"},
 	{"external-other-ip", "", "use --external-ip"},
-	{"service-type", "ClusterIP", "only Services of type ClusterIP are tested"},
+	{"service-type", "NodePort", "Services of every type are tested"},
 	{"flush-ct", "false", "connection tracking needs no flush"},
 	{"assume-cilium-version", "", "the agents are asked"},
 }
@@ -197,6 +203,10 @@ func (f *connectivityFlags) options(w World, cl *kube.Client, p check.Progress) 
 	}
 	if _, err := check.ParseFilter(o.Tests, check.Scenarios()); err != nil {
 		return o, usageError("%w", err)
+	}
+	var err error
+	if o.ServicePrefixes, err = check.ParseServicePrefixes(f.serviceCIDRs); err != nil {
+		return o, usageError("invalid --service-address-cidr: %w", err)
 	}
 	for _, ip := range []string{f.externalIPv4, f.externalIPv6} {
 		if ip != "" {

@@ -45,13 +45,13 @@ func (e *Env) agentHealth(ctx context.Context, n Node) ActionResult {
 }
 
 // expectedDrops are reasons that a healthy network has as well: garbage from outside, policy, and
-// requests to Services without backend.
+// requests to Services without backend or for others.
 var expectedDrops = []string{
 	"Policy denied", "Policy denied by denylist", "Unsupported L2 protocol", "Unsupported L3 protocol",
 	"Stale or unroutable IP", "Authentication required", "Service backend not found",
 	"Unsupported protocol for NAT masquerade", "Invalid source ip", "Unknown L3 target address",
 	"Host datapath not ready", "Unknown ICMPv4 code", "Unknown ICMPv6 code", "Forbidden ICMPv6 message",
-	"No egress gateway found",
+	"No egress gateway found", "Denied by LB src range check",
 }
 
 // dropCounters is the number of dropped packets by node and reason.

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,8 +48,8 @@ func TestHealthyClusterPasses(t *testing.T) {
 		t.Fatalf("%v\n%s", err, text(t, rep))
 	}
 	n := rep.count()
-	if rep.Code != 0 || !strings.HasPrefix(rep.Summary, "✅ [cilium-test-1] All 11 tests (") ||
-		!strings.HasSuffix(rep.Summary, "actions) successful, 0 tests skipped, 3 scenarios skipped.") {
+	if rep.Code != 0 || !strings.HasPrefix(rep.Summary, "✅ [cilium-test-1] All 14 tests (") ||
+		!strings.HasSuffix(rep.Summary, "actions) successful, 1 tests skipped, 5 scenarios skipped.") {
 		t.Errorf("got %q", rep.Summary)
 	}
 	if n.actions < 100 {
@@ -172,6 +173,70 @@ func TestBrokenPathsAreNamed(t *testing.T) {
 				}
 			},
 			"the translation of Services on node n2 is broken",
+		},
+		{
+			"health check counts wrong",
+			func(c *fakeCluster) {
+				c.answer = func(_ Peer, _ probe.Probe, r *probe.Result) {
+					if r.Status == 200 {
+						r.Text = `{"localEndpoints": 2}`
+					}
+				}
+			},
+			"the health check counts 2 servers, expected 1",
+		},
+		{
+			"node port closed",
+			func(c *fakeCluster) {
+				c.answer = func(from Peer, p probe.Probe, r *probe.Result) {
+					if from.Name == "client3" && strings.HasPrefix(dstOf(p), "172.31.0.") && strings.HasPrefix(portOf(p), "30") {
+						fail(r)
+					}
+				}
+			},
+			"Pod to a port of a node is broken: client3@n2 to service echo-same-node NodePort@",
+		},
+		{
+			"affinity ignored",
+			func(c *fakeCluster) {
+				c.answer = func(_ Peer, p probe.Probe, r *probe.Result) {
+					sticky, err := c.client.CoreV1().Services("cilium-test-1").Get(t.Context(), svcSticky, metav1.GetOptions{})
+					if err == nil && dstOf(p) == sticky.Spec.ClusterIPs[0] {
+						c.mu.Lock()
+						defer c.mu.Unlock()
+						if c.turn++; c.turn%2 == 0 {
+							r.Host = "echo-same-node-x"
+						}
+					}
+				}
+			},
+			"expected 1 of the servers echo-other-node-x, echo-same-node-x",
+		},
+		{
+			"ended server gets connections",
+			func(c *fakeCluster) {
+				c.answer = func(from Peer, p probe.Probe, r *probe.Result) {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					if c.ending != "" && p.Conn == "" && from.Name == "client" && r.Host != c.ending && r.Host != "" {
+						r.Host = c.ending
+					}
+				}
+			},
+			"which is none of echo-same-node-x",
+		},
+		{
+			"connection broken by termination",
+			func(c *fakeCluster) {
+				c.answer = func(_ Peer, p probe.Probe, r *probe.Result) {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					if c.ending != "" && p.Conn != "" {
+						r.Error, r.Kind = "connection reset by peer", probe.KindReset
+					}
+				}
+			},
+			"connection reset by peer",
 		},
 		{
 			"not refused",
@@ -314,7 +379,7 @@ func TestFilter(t *testing.T) {
 		{[]string{"no-policies/pod-to-pod$", "health"}, "agent-health pod-to-pod"},
 		{[]string{"/pod-to-world"}, "pod-to-world"},
 		{[]string{"client-to-client"}, "client-to-client"}, // a scenario's name alone
-		{[]string{"no-policies", "!pod-to-world", "!/pod-to-cidr", "!pod-to-(host|service)", "!host-to-pod"}, "pod-to-pod client-to-client external-to-pod"},
+		{[]string{"no-policies$", "!pod-to-world", "!/pod-to-cidr", "!pod-to-(host|service)", "!host-to-pod", "!hostport"}, "pod-to-pod client-to-client external-to-pod"},
 	}
 	for _, tt := range tests {
 		f, err := ParseFilter(tt.patterns, all)
@@ -423,5 +488,85 @@ func TestNamesAreNotThoseOfAnEarlierRun(t *testing.T) {
 	}
 	if len(asked) != 2 {
 		t.Errorf("names %v, want one a run", asked)
+	}
+}
+
+// The host outside tries what is meant for it and what is not.
+func TestFromOutside(t *testing.T) {
+	c := newFakeCluster(t)
+	rep, err := run(t, c, Options{External: c.external})
+	if err != nil || !strings.HasSuffix(rep.Summary, "actions) successful, 0 tests skipped, 1 scenarios skipped.") {
+		t.Fatalf("%v: %s", err, text(t, rep))
+	}
+	for _, want := range []string{"198.51.100.16", "198.51.100.17", "198.51.100.18", "198.51.100.19", "198.51.100.20"} {
+		if !slices.Contains(c.routed, want) {
+			t.Errorf("no route to %s, only to %v", want, c.routed)
+		}
+	}
+	tests := []struct {
+		name   string
+		change func(from Peer, p probe.Probe, r *probe.Result)
+		want   string
+	}{
+		{"policy Local answers everywhere", func(_ Peer, p probe.Probe, r *probe.Result) {
+			if r.Kind == probe.KindTimeout && strings.HasPrefix(dstOf(p), "172.31.0.2") {
+				*r = probe.Result{ID: r.ID, OK: true}
+			}
+		}, `got an answer, expected "timeout"`},
+		{"ranges are not looked at", func(from Peer, p probe.Probe, r *probe.Result) {
+			if r.Kind == probe.KindTimeout && from.Pod == outsidePod && dstOf(p) == "198.51.100.19" {
+				*r = probe.Result{ID: r.ID, OK: true}
+			}
+		}, `got an answer, expected "timeout"`},
+		{"client's address lost", func(from Peer, p probe.Probe, r *probe.Result) {
+			if r.Seen != "" && from.Pod == outsidePod && dstOf(p) == "198.51.100.17" {
+				r.Seen = "172.31.0.1:99"
+			}
+		}, "the server saw the source 172.31.0.1:99, expected 172.31.0.99"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newFakeCluster(t)
+			c.answer = tt.change
+			rep, err := run(t, c, Options{External: c.external})
+			if !errors.Is(err, ErrFailed) || !strings.Contains(text(t, rep), strings.ReplaceAll(tt.want, `"`, `\"`)) {
+				t.Errorf("%v: %v", err, rep.Diagnosis)
+			}
+		})
+	}
+}
+
+// A cluster whose Services are kube-proxy's is tested by what kube-proxy does as well.
+func TestKubeProxyCluster(t *testing.T) {
+	c := newFakeCluster(t)
+	cm, err := c.client.CoreV1().ConfigMaps("kube-system").Get(t.Context(), "cilium-config", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cm.Data["kube-proxy-replacement"] = "false"
+	if _, err := c.client.CoreV1().ConfigMaps("kube-system").Update(t.Context(), cm, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	rep, err := run(t, c, Options{External: c.external})
+	if err != nil {
+		t.Fatalf("%v: %s", err, text(t, rep))
+	}
+	all := text(t, rep)
+	for _, want := range []string{"HostPorts need kubeProxyReplacement=true", "kube-proxy answers on loopback addresses in some of its modes only"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("not skipped with %q", want)
+		}
+	}
+}
+
+func TestServicePrefixes(t *testing.T) {
+	got, err := ParseServicePrefixes([]string{"198.51.100.77/24", "2001:db8::/64"})
+	if err != nil || len(got) != 2 || got[0].String() != "198.51.100.0/24" {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range [][]string{{"198.51.100.0/28"}, {"198.51.100.1"}, {"10.0.0.0/8", "11.0.0.0/8"}, {"255.255.255.248/29"}} {
+		if _, err := ParseServicePrefixes(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
 	}
 }

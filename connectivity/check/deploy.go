@@ -15,7 +15,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"lash.internal/lash/connectivity/testbed"
 )
@@ -25,6 +24,7 @@ const (
 	nobody       = 65532
 	managedLabel = "app.kubernetes.io/name"
 	managedValue = "cilium-cli"
+	kindNotReady = "not-ready"
 )
 
 // workload is one Deployment of a single pod on a given node.
@@ -38,36 +38,21 @@ func (e *Env) workloads() []workload {
 	w := []workload{
 		{"client", "client", e.Local.Name, nil},
 		{"client2", "client", e.Local.Name, map[string]string{"other": "client"}},
-		{"echo-same-node", "echo", e.Local.Name, map[string]string{"other": "echo"}},
+		{echoSame, "echo", e.Local.Name, map[string]string{"other": "echo"}},
 	}
 	if !e.SingleNode() {
 		w = append(w,
 			workload{"client3", "client", e.Other.Name, map[string]string{"other": "client-other-node"}},
-			workload{"echo-other-node", "echo", e.Other.Name, map[string]string{"first": "echo"}})
+			workload{echoOther, "echo", e.Other.Name, map[string]string{"first": "echo"}})
 	}
-	return w
-}
-
-// services maps the name of each Service to the label "name" of its backends.
-func (e *Env) services() map[string]string {
-	s := map[string]string{
-		"echo-same-node": "echo-same-node", "client": "client", "no-endpoints": "nobody", e.lookup: "echo-same-node",
-	}
-	if !e.SingleNode() {
-		s["echo-other-node"] = "echo-other-node"
-	}
-	return s
+	return append(w, workload{podNotReady, kindNotReady, e.Local.Name, nil})
 }
 
 // deploy creates everything in the test namespace and waits until it runs.
 func (e *Env) deploy(ctx context.Context) error {
 	ns := e.opts.TestNamespace
-	for name, selector := range e.services() {
-		svc, err := e.opts.Client.CoreV1().Services(ns).Create(ctx, serviceObject(name, selector), metav1.CreateOptions{})
-		if err != nil {
-			return fmt.Errorf("create Service %s: %w", name, err)
-		}
-		e.Services[name] = servicePeer(svc)
+	if err := e.createServices(ctx); err != nil {
+		return err
 	}
 	for _, w := range e.workloads() {
 		if _, err := e.opts.Client.AppsV1().Deployments(ns).Create(ctx, e.deployment(w), metav1.CreateOptions{}); err != nil {
@@ -77,7 +62,15 @@ func (e *Env) deploy(ctx context.Context) error {
 	if _, err := e.opts.Client.AppsV1().DaemonSets(ns).Create(ctx, e.hostDaemonSet(), metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("create DaemonSet host-netns: %w", err)
 	}
-	return e.waitPods(ctx)
+	if err := e.waitPods(ctx); err != nil {
+		return err
+	}
+	for _, sl := range e.drainingSlices("") {
+		if _, err := e.opts.Client.DiscoveryV1().EndpointSlices(ns).Create(ctx, sl, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create EndpointSlice %s: %w", sl.Name, err)
+		}
+	}
+	return nil
 }
 
 // makeNamespace creates the test namespace; one that an earlier run left behind is removed first.
@@ -104,23 +97,6 @@ func (e *Env) bed() testbed.Bed {
 	}
 }
 
-func serviceObject(name, selector string) *corev1.Service {
-	dual := corev1.IPFamilyPolicyPreferDualStack
-	port := func(name string, p int32, proto corev1.Protocol) corev1.ServicePort {
-		return corev1.ServicePort{Name: name, Port: p, TargetPort: intstr.FromInt32(p), Protocol: proto}
-	}
-	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kind": "echo"}},
-		Spec: corev1.ServiceSpec{
-			Selector:       map[string]string{"name": selector},
-			IPFamilyPolicy: &dual,
-			Ports: []corev1.ServicePort{
-				port("http", httpPort, corev1.ProtocolTCP), port("tcp", tcpPort, corev1.ProtocolTCP), port("udp", udpPort, corev1.ProtocolUDP),
-			},
-		},
-	}
-}
-
 func (e *Env) deployment(w workload) *appsv1.Deployment {
 	labels := map[string]string{"name": w.name, "kind": w.kind}
 	maps.Copy(labels, w.labels)
@@ -131,6 +107,14 @@ func (e *Env) deployment(w workload) *appsv1.Deployment {
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
 	spec.Affinity = testbed.OnNode(w.node)
+	switch {
+	case w.kind == kindNotReady: // nobody ever says that it is
+		spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: balancerClass}}
+	case w.kind == "echo" && e.KubeProxyReplacement():
+		for i, p := range []int32{hostPortHTTP, hostPortTCP, hostPortUDP} {
+			spec.Containers[0].Ports[i].HostPort = p
+		}
+	}
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: w.name, Labels: labels},
 		Spec: appsv1.DeploymentSpec{
@@ -221,12 +205,22 @@ func (e *Env) waitPods(ctx context.Context) error {
 	return nil
 }
 
+// runs says whether a pod is as ready as it will be.
+func runs(p *corev1.Pod) bool {
+	if p.Labels["kind"] != kindNotReady {
+		return testbed.PodReady(p)
+	}
+	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.ContainersReady && c.Status == corev1.ConditionTrue
+	})
+}
+
 func missingPods(pods []corev1.Pod, want map[string]int) string {
 	have := map[string]int{}
 	var problems []string
 	for i := range pods {
 		p := &pods[i]
-		if testbed.PodReady(p) && len(p.Status.PodIPs) > 0 {
+		if runs(p) && len(p.Status.PodIPs) > 0 {
 			have[p.Labels["name"]]++
 		} else if p.DeletionTimestamp == nil {
 			problems = append(problems, fmt.Sprintf("%s on %s: %s", p.Name, p.Spec.NodeName, testbed.PodProblem(p)))
@@ -252,7 +246,7 @@ func (e *Env) notePods(pods []corev1.Pod) {
 	e.Clients, e.Echoes, e.Hosts = nil, nil, nil
 	for i := range pods {
 		p := &pods[i]
-		if !testbed.PodReady(p) {
+		if !runs(p) {
 			continue
 		}
 		peer := Peer{Kind: PeerPod, Name: p.Labels["name"], Pod: p.Name, Host: p.Name, Node: p.Spec.NodeName}
@@ -266,6 +260,8 @@ func (e *Env) notePods(pods []corev1.Pod) {
 			e.Clients = append(e.Clients, peer)
 		case "echo":
 			e.Echoes = append(e.Echoes, peer)
+		case kindNotReady:
+			e.NotReady = peer
 		case "host-netns":
 			peer.Kind, peer.Name, peer.Host = PeerHost, p.Spec.NodeName, ""
 			if n := e.node(peer.Node); n != nil {

@@ -172,8 +172,9 @@ func (d *diagnosis) crossesNodes(a *Action, to Peer) bool {
 }
 
 // routeMissing says whether the node's route to a pod elsewhere leads somewhere else than the tunnel.
+// That to a Service's own address says nothing.
 func (d *diagnosis) routeMissing(r *ActionResult, to Peer) bool {
-	if r.facts.route == nil || !d.crossesNodes(r.action, to) || d.e.Config["routing-mode"] == "native" {
+	if r.facts.route == nil || r.action.To.Kind == PeerService || !d.crossesNodes(r.action, to) || d.e.Config["routing-mode"] == "native" {
 		return false
 	}
 	return !strings.Contains(*r.facts.route, "dev cilium_")

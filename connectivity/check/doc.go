@@ -18,6 +18,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -75,6 +76,9 @@ type Options struct {
 	// ExternalTarget is a host name or address to fetch over HTTP, ExternalIPs are addresses to ping.
 	ExternalTarget string
 	ExternalIPs    []string
+	// ServicePrefixes, one a family, hold the externalIPs and load balancers' addresses of the test's
+	// Services; none: DefaultServicePrefixes.
+	ServicePrefixes []netip.Prefix
 	// ClusterDomain is the DNS zone of the cluster.
 	ClusterDomain string
 	// NamespaceLabels and NamespaceAnnotations are added to the test namespace.
@@ -125,6 +129,9 @@ func (o *Options) fill() {
 	}
 	if o.Concurrency <= 0 {
 		o.Concurrency = DefaultConcurrency
+	}
+	if len(o.ServicePrefixes) == 0 {
+		o.ServicePrefixes, _ = ParseServicePrefixes(strings.Split(DefaultServicePrefixes, ","))
 	}
 	if len(o.Families) == 0 {
 		o.Families = []int{4, 6}

@@ -62,6 +62,10 @@ type Peer struct {
 	Host string // name that its echo server answers with
 	Node string
 	IPs  []netip.Addr
+	// Via says at what a Service is asked, where that is not its ClusterIP.
+	Via string
+	// portSet are its ports where they are not those of its kind.
+	portSet *portSet
 }
 
 // String is the peer in a message.
@@ -70,7 +74,14 @@ func (p Peer) String() string {
 	case PeerHost:
 		return "node " + p.Name
 	case PeerService:
-		return "service " + p.Name
+		text := "service " + p.Name
+		if p.Via != "" {
+			text += " " + p.Via
+		}
+		if p.Node != "" {
+			text += "@" + p.Node
+		}
+		return text
 	}
 	if p.Node != "" {
 		return p.Name + "@" + p.Node
@@ -114,6 +125,8 @@ type Env struct {
 	Hosts        []Peer // one a node, hostNetwork
 	// Services by name; the backends of echo-* are Echoes of the same name.
 	Services map[string]Peer
+	created  []made
+	NotReady Peer // a pod that is never ready
 	// lookup is a Service that no earlier run had: name servers go on giving the addresses of an
 	// earlier Service of a name until their caches run out.
 	lookup   string

@@ -3,8 +3,10 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -116,16 +118,17 @@ func routeText(r probe.Result) string {
 func (e *Env) gatherService(ctx context.Context, r *ActionResult, say func(string, ...any)) netip.Addr {
 	a := r.action
 	dst := a.To.IP(a.Family)
-	if e.KubeProxyReplacement() {
-		if text, err := e.inAgent(ctx, a.From.Node, "cilium", "bpf", "lb", "list"); err == nil {
-			lines := grep(text, dst.String())
+	if node := cmp.Or(a.From.Node, a.To.Node, e.Local.Name); e.KubeProxyReplacement() {
+		if text, err := e.inAgent(ctx, node, "cilium", "bpf", "lb", "list"); err == nil {
+			word := frontendText(a, dst)
+			lines := grep(text, word)
 			found := len(lines) > 0
 			r.facts.frontend = &found
 			if !found {
-				say("cilium bpf lb list on %s: no entry for %s", a.From.Node, dst)
+				say("cilium bpf lb list on %s: no entry for %s", node, word)
 			}
 			for _, l := range lines {
-				say("cilium bpf lb list on %s: %s", a.From.Node, l)
+				say("cilium bpf lb list on %s: %s", node, l)
 			}
 		}
 	}
@@ -135,6 +138,21 @@ func (e *Env) gatherService(ctx context.Context, r *ActionResult, say func(strin
 		}
 	}
 	return dst
+}
+
+// frontendText is what stands for a Service in a list of frontends: ports of nodes have no address there.
+func frontendText(a *Action, dst netip.Addr) string {
+	if a.To.portSet == nil {
+		return dst.String()
+	}
+	_, port, err := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(a.Probe.Target, "http://"), "/"))
+	if err != nil {
+		return dst.String()
+	}
+	if dst.Is6() {
+		return "[::]:" + port
+	}
+	return "0.0.0.0:" + port
 }
 
 // nodeOf returns the node that an address of ours lives on.

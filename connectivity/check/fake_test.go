@@ -7,13 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
@@ -40,11 +44,18 @@ type fakeCluster struct {
 	agent func(node string, command string) (string, error)
 	// dropped is the drop counter of every node.
 	dropped int
+	// turn counts answers of Services, kept are who answered on connections that were left open, ending
+	// is a server that takes no new ones.
+	turn   int
+	kept   map[string]string
+	ending string
+	// routed are the addresses that the host outside has been given routes to.
+	routed []string
 }
 
 func newFakeCluster(t *testing.T) *fakeCluster {
 	t.Helper()
-	c := &fakeCluster{t: t, pods: map[string]Peer{}, nextIP: 10, svcIP: 10, drops: map[string][]api.MonitorEvent{}}
+	c := &fakeCluster{t: t, pods: map[string]Peer{}, nextIP: 10, svcIP: 10, kept: map[string]string{}, drops: map[string][]api.MonitorEvent{}}
 	objs := []runtime.Object{
 		&appsv1.DaemonSet{
 			ObjectMeta: metav1.ObjectMeta{Name: "cilium", Namespace: "kube-system"},
@@ -68,6 +79,7 @@ func newFakeCluster(t *testing.T) *fakeCluster {
 	}
 	c.client = fake.NewClientset(objs...)
 	c.client.PrependReactor("create", "services", c.onService)
+	c.client.PrependReactor("update", "endpointslices", c.onSlice)
 	c.client.PrependReactor("create", "deployments", c.onDeployment)
 	c.client.PrependReactor("create", "daemonsets", c.onDaemonSet)
 	return c
@@ -85,8 +97,10 @@ func readyPod(ns, name, node string, labels map[string]string, ip string) *corev
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels},
 		Spec:       corev1.PodSpec{NodeName: node},
 		Status: corev1.PodStatus{
-			Phase:      corev1.PodRunning,
-			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			Phase: corev1.PodRunning,
+			Conditions: []corev1.PodCondition{
+				{Type: corev1.PodReady, Status: corev1.ConditionTrue}, {Type: corev1.ContainersReady, Status: corev1.ConditionTrue},
+			},
 		},
 	}
 	if ip != "" {
@@ -99,7 +113,30 @@ func (c *fakeCluster) onService(a k8stesting.Action) (bool, runtime.Object, erro
 	s := a.(k8stesting.CreateAction).GetObject().(*corev1.Service)
 	c.svcIP++
 	s.Spec.ClusterIPs = []string{fmt.Sprintf("10.96.1.%d", c.svcIP)}
+	ports := s.Spec.Type == corev1.ServiceTypeNodePort ||
+		s.Spec.Type == corev1.ServiceTypeLoadBalancer && s.Spec.AllocateLoadBalancerNodePorts == nil
+	for i := range s.Spec.Ports {
+		if ports {
+			s.Spec.Ports[i].NodePort = 30000 + 10*int32(c.svcIP) + int32(i)
+		}
+	}
+	if ports && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		s.Spec.HealthCheckNodePort = 32000
+	}
 	return false, s, nil
+}
+
+func (c *fakeCluster) onSlice(a k8stesting.Action) (bool, runtime.Object, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ep := range a.(k8stesting.UpdateAction).GetObject().(*discoveryv1.EndpointSlice).Endpoints {
+		for _, p := range c.pods {
+			if ep.Conditions.Terminating != nil && *ep.Conditions.Terminating && ep.Addresses[0] == p.IPs[0].String() {
+				c.ending = p.Pod
+			}
+		}
+	}
+	return false, nil, nil
 }
 
 func (c *fakeCluster) onDeployment(a k8stesting.Action) (bool, runtime.Object, error) {
@@ -128,6 +165,24 @@ func (c *fakeCluster) run(p *corev1.Pod) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pods[p.Name] = Peer{Name: p.Labels["name"], Pod: p.Name, Node: p.Spec.NodeName, IPs: []netip.Addr{ip}}
+}
+
+// external is a host outside the cluster.
+func (c *fakeCluster) external(context.Context, uint16, uint16, uint16) (*External, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pods[outsidePod] = Peer{Name: "external", Pod: outsidePod, IPs: []netip.Addr{netip.MustParseAddr("172.31.0.99")}}
+	return &External{
+		Addresses: []string{"172.31.0.99"},
+		Exec:      func(ctx context.Context, s Streams, _ ...string) error { return c.batch(ctx, outsidePod, s) },
+		Route: func(_ context.Context, to, _ netip.Addr) error {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.routed = append(c.routed, to.String())
+			return nil
+		},
+		Stop: func() {},
+	}, nil
 }
 
 // exec stands for kubectl exec.
@@ -164,6 +219,10 @@ func (c *fakeCluster) exec(ctx context.Context, ns, pod, _ string, s Streams, co
 				fmt.Fprintf(s.Out, "%s:0 id=1\n", p.IPs[0])
 			}
 		}
+	case strings.HasPrefix(line, "cilium bpf lb list"):
+		for _, svc := range c.services() {
+			fmt.Fprintf(s.Out, "%s:%d/TCP (0)\n", svc.Spec.Frontend.IP, svc.Spec.Frontend.Port)
+		}
 	case strings.HasPrefix(line, "cilium service list"):
 		return json.NewEncoder(s.Out).Encode(c.services())
 	case strings.HasPrefix(line, "cilium metrics list"):
@@ -178,20 +237,66 @@ func (c *fakeCluster) exec(ctx context.Context, ns, pod, _ string, s Streams, co
 	return nil
 }
 
+// backends are the pods behind a Service.
+func (c *fakeCluster) backends(s *corev1.Service) []Peer {
+	var out []Peer
+	if s.Name == svcNotReady || s.Namespace != "cilium-test-1" {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range sortedKeys(c.pods) {
+		p := c.pods[name]
+		switch {
+		case s.Spec.Selector["name"] == p.Name:
+			out = append(out, p)
+		case (s.Spec.Selector["kind"] == "echo" || s.Name == svcDraining) && strings.HasPrefix(p.Name, "echo-") && p.Name != podNotReady:
+			if s.Name != svcDraining || p.Pod != c.ending {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+func outerIPs(s *corev1.Service) []string {
+	out := slices.Clone(s.Spec.ExternalIPs)
+	for _, i := range s.Status.LoadBalancer.Ingress {
+		out = append(out, i.IP)
+	}
+	return out
+}
+
 func (c *fakeCluster) services() []api.Service {
-	var out []api.Service
 	list, err := c.client.CoreV1().Services("").List(context.Background(), metav1.ListOptions{})
 	if err != nil {
 		c.t.Error(err)
 	}
-	for _, s := range list.Items {
-		for _, p := range s.Spec.Ports {
-			svc := api.Service{Spec: api.ServiceSpec{Frontend: api.FrontendAddress{IP: s.Spec.ClusterIPs[0], Port: uint16(p.Port)}}}
-			if s.Name != "no-endpoints" {
-				svc.Spec.Backends = []api.BackendAddress{{IP: "10.244.1.1"}}
-			}
-			out = append(out, svc)
+	var out []api.Service
+	add := func(ip string, port int32, backends []Peer) {
+		svc := api.Service{Spec: api.ServiceSpec{Frontend: api.FrontendAddress{IP: ip, Port: uint16(port)}}}
+		for _, b := range backends {
+			svc.Spec.Backends = append(svc.Spec.Backends, api.BackendAddress{IP: b.IPs[0].String(), State: "active"})
 		}
+		out = append(out, svc)
+	}
+	for i := range list.Items {
+		s := &list.Items[i]
+		backends := c.backends(s)
+		if s.Namespace == "kube-system" {
+			backends = []Peer{{IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}}
+		}
+		for _, p := range s.Spec.Ports {
+			for _, ip := range append(outerIPs(s), s.Spec.ClusterIPs[0]) {
+				add(ip, p.Port, backends)
+			}
+			if p.NodePort != 0 {
+				add("0.0.0.0", p.NodePort, backends)
+			}
+		}
+	}
+	for _, port := range []int32{hostPortHTTP, hostPortTCP, hostPortUDP} {
+		add("0.0.0.0", port, []Peer{{IPs: []netip.Addr{netip.MustParseAddr("10.244.1.1")}}})
 	}
 	return out
 }
@@ -221,10 +326,8 @@ func (c *fakeCluster) batch(ctx context.Context, pod string, s Streams) error {
 // success is the answer of a network where everything works.
 func (c *fakeCluster) success(from Peer, p probe.Probe) probe.Result {
 	r := probe.Result{ID: p.ID, OK: true, Bytes: p.Size, Size: p.Size}
-	svc := map[string]string{}
 	list, _ := c.client.CoreV1().Services("").List(context.Background(), metav1.ListOptions{})
 	for _, s := range list.Items {
-		svc[s.Spec.ClusterIPs[0]] = s.Name
 		if p.Proto == probe.DNS && strings.HasPrefix(p.Target, s.Name+"."+s.Namespace+".") {
 			r.Answers = []string{s.Spec.ClusterIPs[0]}
 		}
@@ -234,22 +337,82 @@ func (c *fakeCluster) success(from Peer, p probe.Probe) probe.Result {
 		return r
 	}
 	dst := dstOf(p)
-	name := svc[dst]
-	if name == "no-endpoints" {
-		r.OK, r.Error, r.Kind = false, "connect: connection refused", probe.KindRefused
+	if dst == "172.31.0.99" && p.Proto != probe.ICMP {
+		r.Seen = "172.31.0." + strings.TrimPrefix(from.Node, "n") + ":1234"
+		return r
+	}
+	node := ""
+	for i, n := range []string{"n1", "n2"} {
+		if dst == fmt.Sprintf("172.31.0.%d", i+1) || dst == "127.0.0.1" && from.Node == n {
+			node = n
+		}
+	}
+	refuse := func(kind probe.Kind) probe.Result {
+		r.OK, r.Error, r.Kind = false, "connect: "+string(kind), kind
+		return r
+	}
+	if p.Proto != probe.ICMP {
+		r.Seen = from.IPs[0].String() + ":1234"
+	}
+	port := portOf(p)
+	if node != "" && port == "32000" {
+		r.Status, r.Text = 503, `{"localEndpoints":0}`
+		if node == "n1" {
+			r.Status, r.Text = 200, `{"localEndpoints":1}`
+		}
+		return r
+	}
+	for i := range list.Items {
+		s := &list.Items[i]
+		outer := slices.Contains(outerIPs(s), dst)
+		hit := outer || s.Spec.ClusterIPs[0] == dst
+		for _, sp := range s.Spec.Ports {
+			hit = hit || node != "" && sp.NodePort != 0 && port == strconv.Itoa(int(sp.NodePort))
+		}
+		if !hit || s.Namespace != "cilium-test-1" {
+			continue
+		}
+		backends := c.backends(s)
+		local := s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+		switch {
+		case len(backends) == 0:
+			return refuse(probe.KindRefused)
+		case outer && len(s.Spec.LoadBalancerSourceRanges) > 0 && s.Spec.LoadBalancerSourceRanges[0] != from.IPs[0].String()+"/32",
+			from.Pod == outsidePod && node == "n2" && s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+			local && from.Node != "n1" && !strings.HasPrefix(from.Pod, "host-"):
+			return refuse(probe.KindTimeout)
+		case local && from.Node != "n1":
+			return refuse(probe.KindRefused)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.turn++
+		r.Host = backends[c.turn%len(backends)].Pod
+		if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+			r.Host = backends[0].Pod
+		}
+		if was := c.kept[from.Pod+p.Conn]; p.Conn != "" && was != "" {
+			r.Host = was
+		} else if p.Conn != "" {
+			c.kept[from.Pod+p.Conn] = r.Host
+		}
 		return r
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, peer := range c.pods {
-		if peer.IPs[0].String() == dst || (name != "" && peer.Name == name) {
+		if peer.IPs[0].String() == dst && node == "" || node == peer.Node && strings.HasPrefix(port, "400") && strings.HasPrefix(peer.Name, "echo-") && peer.Name != podNotReady {
 			r.Host = peer.Pod
 		}
 	}
-	if p.Proto != probe.ICMP {
-		r.Seen = from.IPs[0].String() + ":1234"
-	}
 	return r
+}
+
+func portOf(p probe.Probe) string {
+	t := strings.TrimPrefix(strings.TrimPrefix(p.Target, "http://"), "https://")
+	t, _, _ = strings.Cut(t, "/")
+	_, port, _ := net.SplitHostPort(t)
+	return port
 }
 
 func dstOf(p probe.Probe) string {

@@ -13,6 +13,8 @@ import (
 const (
 	needNodes    = "needs two nodes"
 	testPolicies = "no-policies"
+
+	testNoEndpoints = "service-without-endpoints"
 )
 
 // each calls f for every IP family that both peers have.
@@ -26,6 +28,9 @@ func (e *Env) each(a, b Peer, f func(family int)) {
 
 // ports of the echo server of a peer.
 func (p Peer) ports() (http, tcp, udp int) {
+	if p.portSet != nil {
+		return p.portSet.http, p.portSet.tcp, p.portSet.udp
+	}
 	if p.Kind == PeerHost {
 		return hostHTTPPort, hostTCPPort, hostUDPPort
 	}
@@ -158,7 +163,7 @@ func podToService() Scenario {
 // hostToService is the same from the nodes.
 func hostToService() Scenario {
 	return Scenario{
-		Test: "host-to-service", Name: "host-to-service",
+		Test: testHosts, Name: "host-to-service",
 		Actions: func(e *Env) (out []Action) {
 			for _, h := range e.Hosts {
 				for _, s := range e.Echoes {
@@ -224,12 +229,7 @@ func hostToPod() Scenario {
 func externalToPod() Scenario {
 	return Scenario{
 		Test: testPolicies, Name: "external-to-pod",
-		Skip: func(e *Env) string {
-			if e.Outside == nil || e.Outside.Pod == "" {
-				return "no host outside the cluster is known that can send"
-			}
-			return ""
-		},
+		Skip:    needsOutside,
 		Prepare: func(ctx context.Context, e *Env) error { return e.routeOutside(ctx, e.Echoes) },
 		Actions: func(e *Env) (out []Action) {
 			for _, s := range e.Echoes {
@@ -442,35 +442,31 @@ func podToItselfViaService() Scenario {
 	}
 }
 
-// serviceWithoutEndpoints has to refuse at once, in every protocol.
+// serviceWithoutEndpoints has to refuse at once, in every protocol, at its ClusterIP and NodePort.
 func serviceWithoutEndpoints() Scenario {
 	return Scenario{
-		Test: "service-without-endpoints", Name: "service-without-endpoints",
+		Test: testNoEndpoints, Name: "service-without-endpoints",
 		Actions: func(e *Env) (out []Action) {
-			svc := e.Services["no-endpoints"]
-			sources := append([]Peer{}, e.Clients...)
-			for _, from := range append(sources, e.Hosts...) {
-				e.each(from, svc, func(f int) {
-					for _, p := range []probe.Probe{
-						{Proto: probe.TCP, Target: svc.target(f, tcpPort)},
-						{Proto: probe.UDP, Target: svc.target(f, udpPort), Size: 10},
-					} {
-						want := Expect{Kind: probe.KindRefused}
-						if !e.KubeProxyReplacement() && p.Proto == probe.UDP {
-							// kube-proxy's REJECT rule shows to the node's own sockets as EPERM; to pods it
-							// answers by the kernel's ICMP errors, of which it sends a destination only one a
-							// second after a burst (net.ipv4.icmp_ratelimit).
-							want.OrKind = probe.KindForbidden
-							p.Count = 2
-						}
-						out = append(out, Action{
-							From: from, To: svc, Path: PathRejected, Family: f, Probe: p,
-							Title: string(p.Proto) + " is refused", Expect: want,
-						})
-					}
-				})
+			for _, from := range e.sources() {
+				out = append(out, e.refusals(from, e.Services[svcNoEndpoints], PathRejected, Expect{Kind: probe.KindRefused})...)
+				for _, h := range e.Hosts {
+					out = append(out, e.refusals(from, e.nodePortAt(svcNoEndpoints, h), PathRejected, Expect{Kind: probe.KindRefused})...)
+				}
 			}
-			return out
+			return e.asProxyRefuses(out)
+		},
+	}
+}
+
+// outsideWithoutEndpoints is the same from outside.
+func outsideWithoutEndpoints() Scenario {
+	return Scenario{
+		Test: testNoEndpoints, Name: "outside-to-nodeport-without-endpoints", Skip: needsOutside,
+		Actions: func(e *Env) (out []Action) {
+			for _, h := range e.Hosts {
+				out = append(out, e.refusals(*e.Outside, e.nodePortAt(svcNoEndpoints, h), PathRejected, Expect{Kind: probe.KindRefused})...)
+			}
+			return e.asProxyRefuses(out)
 		},
 	}
 }

@@ -92,6 +92,9 @@ func (e *Env) run(ctx context.Context, rep *Report, chosen []Scenario) (err erro
 		done(cerr)
 		err = errors.Join(err, cerr)
 	}()
+	if stop := e.startOutside(ctx); stop != nil {
+		defer stop()
+	}
 	done := e.opts.Progress.Step("Deploying the test pods into namespace %s", e.opts.TestNamespace)
 	if err := e.deploy(ctx); err != nil {
 		done(err)
@@ -100,9 +103,6 @@ func (e *Env) run(ctx context.Context, rep *Report, chosen []Scenario) (err erro
 	if err := e.findServices(ctx); err != nil {
 		done(err)
 		return err
-	}
-	if stop := e.startOutside(ctx); stop != nil {
-		defer stop()
 	}
 	done(nil)
 
@@ -223,12 +223,18 @@ func (e *Env) runScenario(ctx context.Context, s Scenario, lim *limiter) Scenari
 	return r
 }
 
+// silenceLimit is how long no answer is waited for where none may come.
+const silenceLimit = 2 * time.Second
+
 func (e *Env) runAction(ctx context.Context, a *Action, lim *limiter) ActionResult {
 	r := ActionResult{Name: a.Name(), action: a}
 	release := lim.acquire(a)
 	defer release()
 	p := a.Probe
 	p.TimeoutMillis = e.timeoutMillis()
+	if a.Expect.Kind == probe.KindTimeout {
+		p.TimeoutMillis = min(p.TimeoutMillis, int(silenceLimit/time.Millisecond))
+	}
 	r.from = time.Now()
 	res, err := e.sessions.do(ctx, a.From.Pod, p)
 	r.to = time.Now()

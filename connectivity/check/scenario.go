@@ -35,6 +35,17 @@ func Scenarios() []Scenario {
 		agentHealth(), nodeToNode(), nodeToNodeMTU(),
 		podToPod(), clientToClient(), podToService(), podToHost(), hostToPod(), externalToPod(), podToWorld(), podToCIDR(),
 		podToPodPayload(), podToPodNoFrag(), podToItselfViaService(), hostToService(), serviceWithoutEndpoints(),
+		outsideWithoutEndpoints(),
+		toHostPort(testPolicies, "pod-to-hostport", PathNodePort, nil, clients),
+		toHostPort(testHosts, "host-to-hostport", PathHostNodePort, nil, hosts),
+		toHostPort(testNorthSouth, "outside-to-hostport", PathFromOutside, needsOutside, outside),
+		podToNodePort("pod-to-local-nodeport", true, nil), podToNodePort("pod-to-remote-nodeport", false, needsTwoHosts),
+		hostToNodePort(), hostToLoopbackNodePort(), outsideToNodePort(),
+		localPolicyOutside(), localPolicyInside(), healthChecks(),
+		toAddresses(testExtra, "pod-to-loadbalancer", PathService, nil, clients),
+		toAddresses(testHosts, "host-to-loadbalancer", PathHostService, nil, hosts),
+		outsideToAddresses(), sourceRanges(), sourceRangesInside(),
+		toHostBackends(), internalLocal(), notReady(), affinity(), termination(),
 		dnsLookup(), podToAPIServer(), unexpectedDrops(),
 	}
 }
@@ -44,22 +55,24 @@ type PathKind string
 
 // The kinds.
 const (
-	PathNodeToNode  PathKind = "node to node"
-	PathSameNode    PathKind = "pod to pod on the same node"
-	PathOtherNode   PathKind = "pod to pod on another node"
-	PathPodToHost   PathKind = "pod to its own node"
-	PathPodToRemote PathKind = "pod to another node"
-	PathHostToPod   PathKind = "node to its own pod"
-	PathRemoteToPod PathKind = "node to a pod on another node"
-	PathExternal    PathKind = "pod to outside the cluster"
-	PathFromOutside PathKind = "outside the cluster to pod"
-	PathService     PathKind = "pod to a Service"
-	PathHostService PathKind = "node to a Service"
-	PathLoopback    PathKind = "pod to itself through a Service"
-	PathRejected    PathKind = "Service without endpoints"
-	PathDNS         PathKind = "pod to the cluster's DNS"
-	PathAPIServer   PathKind = "pod to the API server"
-	PathNone        PathKind = ""
+	PathNodeToNode   PathKind = "node to node"
+	PathSameNode     PathKind = "pod to pod on the same node"
+	PathOtherNode    PathKind = "pod to pod on another node"
+	PathPodToHost    PathKind = "pod to its own node"
+	PathPodToRemote  PathKind = "pod to another node"
+	PathHostToPod    PathKind = "node to its own pod"
+	PathRemoteToPod  PathKind = "node to a pod on another node"
+	PathExternal     PathKind = "pod to outside the cluster"
+	PathFromOutside  PathKind = "outside the cluster to a pod or Service"
+	PathService      PathKind = "pod to a Service"
+	PathHostService  PathKind = "node to a Service"
+	PathNodePort     PathKind = "pod to a port of a node"
+	PathHostNodePort PathKind = "node to a port of a node"
+	PathLoopback     PathKind = "pod to itself through a Service"
+	PathRejected     PathKind = "Service without endpoints"
+	PathDNS          PathKind = "pod to the cluster's DNS"
+	PathAPIServer    PathKind = "pod to the API server"
+	PathNone         PathKind = ""
 )
 
 // Action is one probe and what is expected of it.
@@ -75,7 +88,7 @@ type Action struct {
 
 // Expect is what has to come of a probe. The zero value asks for success.
 type Expect struct {
-	// Kind, when set, is the error that is wanted: at once, not by running out of time.
+	// Kind, when set, is the error that is wanted: at once, unless it is KindTimeout.
 	Kind probe.Kind
 	// OrKind, when set, is as good as Kind.
 	OrKind probe.Kind
@@ -83,6 +96,9 @@ type Expect struct {
 	Hosts []string
 	// Seen are the source addresses that the server may see; empty: any.
 	Seen []netip.Addr
+	// Status is the code of an HTTP answer, Text says what is wrong with its text, or "".
+	Status int
+	Text   func(string) string
 	// Answers is the whole answer of the name server.
 	Answers []string
 }
@@ -122,6 +138,14 @@ func (e Expect) judge(r probe.Result) string {
 		ap, err := netip.ParseAddrPort(r.Seen)
 		if err != nil || !slices.Contains(e.Seen, ap.Addr()) {
 			return fmt.Sprintf("the server saw the source %s, expected %s", r.Seen, joinAddrs(e.Seen))
+		}
+	}
+	if e.Status != 0 && e.Status != r.Status {
+		return fmt.Sprintf("answered with HTTP %d, expected %d", r.Status, e.Status)
+	}
+	if e.Text != nil {
+		if problem := e.Text(r.Text); problem != "" {
+			return problem
 		}
 	}
 	if e.Answers != nil && !slices.Equal(e.Answers, r.Answers) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,7 +38,7 @@ func (e *Env) waitServices(ctx context.Context) error {
 		}
 		g.Go(func() error {
 			if e.KubeProxyReplacement() {
-				return e.waitAgentServices(ctx, n.Name, e.missingFrontend)
+				return e.waitAgentServices(ctx, n.Name, func(b map[netip.AddrPort]int) string { return e.missingFrontend(n.Name, b) })
 			}
 			return e.waitProxyServices(ctx, h)
 		})
@@ -45,9 +46,14 @@ func (e *Env) waitServices(ctx context.Context) error {
 	return g.Wait()
 }
 
-// waitAgentServices asks an agent for its frontends until nothing of them is missing. The list is a
-// question without a way to wait for its answer.
+// waitAgentServices asks an agent for its frontends until nothing of them is missing.
 func (e *Env) waitAgentServices(ctx context.Context, node string, lacks func(backends map[netip.AddrPort]int) string) error {
+	return e.waitAgentList(ctx, node, func(list []api.Service) string { return lacks(backendsOf(list)) })
+}
+
+// waitAgentList asks an agent for its frontends until lacks finds nothing. The list is a question
+// without a way to wait for its answer.
+func (e *Env) waitAgentList(ctx context.Context, node string, lacks func([]api.Service) string) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	missing := "nothing is known"
@@ -58,7 +64,7 @@ func (e *Env) waitAgentServices(ctx context.Context, node string, lacks func(bac
 			err = json.Unmarshal([]byte(out), &list)
 		}
 		if err == nil {
-			if missing = lacks(backendsOf(list)); missing == "" {
+			if missing = lacks(list); missing == "" {
 				return nil
 			}
 		} else if ctx.Err() == nil {
@@ -84,17 +90,54 @@ func backendsOf(list []api.Service) map[netip.AddrPort]int {
 	return out
 }
 
-// missingFrontend names the first Service address of the test that is missing, or has no backend.
-func (e *Env) missingFrontend(backends map[netip.AddrPort]int) string {
-	for _, name := range sortedKeys(e.Services) {
-		for _, ip := range e.Services[name].IPs {
-			for _, port := range []uint16{httpPort, tcpPort, udpPort} {
-				n, ok := backends[netip.AddrPortFrom(ip, port)]
+// wanted is a frontend and how many backends it has to have.
+type wanted struct {
+	peer     Peer
+	backends int
+}
+
+// frontends are those that a node has to have.
+func (e *Env) frontends(node string) []wanted {
+	var out []wanted
+	for _, m := range e.created {
+		own := e.Services[m.name]
+		n := m.backends
+		if m.localTo != "" && m.localTo != node {
+			n = 0
+		}
+		out = append(out, wanted{own, n})
+		if m.object.Spec.Ports[0].NodePort != 0 {
+			out = append(out, wanted{e.at(m.name, "NodePort", "", anyAddress, nodePorts(m.object)), m.backends})
+		}
+		for _, ips := range [][]netip.Addr{m.balancer, parseAddrs(m.object.Spec.ExternalIPs)} {
+			out = append(out, wanted{e.at(m.name, "outer address", "", ips, nil), m.backends})
+		}
+	}
+	for _, s := range e.Echoes {
+		if p := e.hostPortOf(s); s.Node == node {
+			p.IPs = slices.DeleteFunc(slices.Clone(anyAddress), func(a netip.Addr) bool { return !s.IP(family(a)).IsValid() })
+			out = append(out, wanted{p, 1})
+		}
+	}
+	return out
+}
+
+// anyAddress stands for those of a node.
+var anyAddress = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+
+// missingFrontend names the first address of a Service of the test that a node lacks, or that has
+// too few backends.
+func (e *Env) missingFrontend(node string, backends map[netip.AddrPort]int) string {
+	for _, w := range e.frontends(node) {
+		http, tcp, udp := w.peer.ports()
+		for _, ip := range w.peer.IPs {
+			for _, port := range []int{http, tcp, udp} {
+				n, ok := backends[netip.AddrPortFrom(ip, uint16(port))] //nolint:gosec // ports of Services
 				if !ok {
-					return fmt.Sprintf("no frontend %s port %d (%s)", ip, port, name)
+					return fmt.Sprintf("no frontend %s port %d (%s)", ip, port, w.peer)
 				}
-				if n == 0 && name != "no-endpoints" {
-					return fmt.Sprintf("frontend %s port %d (%s) has no backend", ip, port, name)
+				if n < w.backends {
+					return fmt.Sprintf("frontend %s port %d (%s) has %d backends, expected %d", ip, port, w.peer, n, w.backends)
 				}
 			}
 		}
@@ -139,36 +182,58 @@ func (e *Env) waitDNS(ctx context.Context) error {
 	return nil
 }
 
+// waitProxyServices tries each Service until as many servers have answered as it has.
 func (e *Env) waitProxyServices(ctx context.Context, h Peer) error {
-	for _, name := range sortedKeys(e.Services) {
-		if name == "no-endpoints" {
+	for _, m := range e.created {
+		if m.backends == 0 || m.localTo != "" && m.localTo != h.Node {
 			continue
 		}
-		for _, f := range e.Families {
-			if !e.Services[name].IP(f).IsValid() {
-				continue
-			}
-			p := probe.Probe{Proto: probe.TCP, Target: e.Services[name].target(f, tcpPort), TimeoutMillis: 1000}
-			for {
-				res, err := e.sessions.do(ctx, h.Pod, p)
-				if err == nil && res.OK {
-					break
+		servers := m.backends
+		if m.object.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+			servers = 1 // for this client
+		}
+		peers := []Peer{e.Services[m.name]}
+		if len(m.object.Spec.LoadBalancerSourceRanges) == 0 {
+			peers = append(peers, e.balancerOf(m.name))
+		}
+		for _, p := range peers {
+			for _, f := range e.Families {
+				if !p.IP(f).IsValid() {
+					continue
 				}
-				if ctx.Err() != nil {
-					return fmt.Errorf("node %s does not reach Service %s: %s", h.Node, name, res.Error)
-				}
-				if err != nil {
+				if err := e.waitAnswers(ctx, h, p, f, servers); err != nil {
 					return err
-				}
-				if res.Kind != probe.KindTimeout { // it answers at once, so ask again later
-					if err := wait(ctx, 200*time.Millisecond); err != nil {
-						return errors.New(res.Error)
-					}
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// waitAnswers connects until a number of servers have answered.
+func (e *Env) waitAnswers(ctx context.Context, h, to Peer, family, servers int) error {
+	p := probe.Probe{Proto: probe.TCP, Target: to.target(family, tcpPort), TimeoutMillis: 1000}
+	seen := map[string]bool{}
+	for {
+		res, err := e.sessions.do(ctx, h.Pod, p)
+		if err == nil && res.OK {
+			if seen[res.Host] = true; len(seen) >= servers {
+				return nil
+			}
+			continue
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("node %s does not reach %s: %s", h.Node, to, res.Error)
+		}
+		if err != nil {
+			return err
+		}
+		if res.Kind != probe.KindTimeout { // it answers at once, so ask again later
+			if err := wait(ctx, 200*time.Millisecond); err != nil {
+				return errors.New(res.Error)
+			}
+		}
+	}
 }
 
 func wait(ctx context.Context, d time.Duration) error {

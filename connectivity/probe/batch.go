@@ -25,8 +25,10 @@ func Batch(ctx context.Context, r io.Reader, w io.Writer, parallel int) error {
 		mu   sync.Mutex
 		slot = make(chan struct{}, parallel)
 		enc  = json.NewEncoder(w)
+		open conns
 		werr error
 	)
+	defer open.close()
 	defer wg.Wait()
 	next, err := decodeProbes(r)
 	if err != nil {
@@ -47,7 +49,7 @@ func Batch(ctx context.Context, r io.Reader, w io.Writer, parallel int) error {
 		}
 		wg.Go(func() {
 			defer func() { <-slot }()
-			res := Run(ctx, p)
+			res := runWith(ctx, p, &open)
 			mu.Lock()
 			defer mu.Unlock()
 			werr = errors.Join(werr, enc.Encode(res))

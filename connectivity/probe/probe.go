@@ -67,6 +67,9 @@ type Probe struct {
 	Count          int `json:"count,omitempty"`
 	IntervalMillis int `json:"intervalMs,omitempty"`
 	TimeoutMillis  int `json:"timeoutMs,omitempty"` // of one exchange
+	// Conn (TCP, in a batch) is a name: the first probe with it leaves its connection open, the next
+	// one goes on with that connection and closes it.
+	Conn string `json:"conn,omitempty"`
 }
 
 // Kind is the class of an error, for checks that expect one.
@@ -105,6 +108,8 @@ type Result struct {
 	Answers []string `json:"answers,omitempty"` // DNS: addresses; Route: the route
 	MTU     int      `json:"mtu,omitempty"`     // MTU, and where FromMTU was asked
 	Size    int      `json:"size,omitempty"`    // payload that was sent
+	// Text is the beginning of what an HTTP server other than ours said.
+	Text string `json:"text,omitempty"`
 	// Retransmits counts the TCP segments that were sent again.
 	Retransmits int `json:"retransmits,omitempty"`
 }
@@ -117,10 +122,12 @@ func (p Probe) timeout() time.Duration {
 }
 
 // Run does one probe. What goes wrong is in the result.
-func Run(ctx context.Context, p Probe) Result {
+func Run(ctx context.Context, p Probe) Result { return runWith(ctx, p, nil) }
+
+func runWith(ctx context.Context, p Probe, open *conns) Result {
 	start := time.Now()
 	res := Result{ID: p.ID}
-	err := run(ctx, p, &res)
+	err := run(ctx, p, &res, open)
 	res.TookMicros = time.Since(start).Microseconds()
 	res.OK = err == nil
 	if err != nil {
@@ -130,7 +137,7 @@ func Run(ctx context.Context, p Probe) Result {
 	return res
 }
 
-func run(ctx context.Context, p Probe, res *Result) error {
+func run(ctx context.Context, p Probe, res *Result, open *conns) error {
 	if p.Target == "" {
 		return errors.New("a probe needs a target")
 	}
@@ -148,7 +155,7 @@ func run(ctx context.Context, p Probe, res *Result) error {
 	res.Size = p.Size
 	switch p.Proto {
 	case TCP:
-		return runTCP(ctx, p, res)
+		return runTCP(ctx, p, res, open)
 	case UDP:
 		return runUDP(ctx, p, res)
 	case ICMP:

@@ -368,3 +368,31 @@ func TestTCPCountsExchangesWithoutASizeToo(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 }
+
+// A connection that one probe of a batch leaves open is gone on with by the next.
+func TestBatchKeepsConnections(t *testing.T) {
+	s := serve(t)
+	inR, inW := io.Pipe()
+	outR, outW := io.Pipe()
+	go func() { _ = outW.CloseWithError(Batch(t.Context(), inR, outW, 4)) }()
+	enc, dec := json.NewEncoder(inW), json.NewDecoder(outR)
+	var got [3]Result
+	for i := range got {
+		if err := enc.Encode(Probe{Proto: TCP, Target: at("127.0.0.1", s.TCP), Conn: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := dec.Decode(&got[i]); err != nil {
+			t.Fatal(err)
+		}
+		if !got[i].OK || got[i].Bytes != 1 || got[i].Seen == "" {
+			t.Errorf("probe %d: %+v", i, got[i])
+		}
+	}
+	if got[0].Local != got[1].Local || got[1].Local == got[2].Local {
+		t.Errorf("connections from %s, %s, %s: want the first two to be one", got[0].Local, got[1].Local, got[2].Local)
+	}
+	_ = inW.Close()
+	if r := Run(t.Context(), Probe{Proto: TCP, Target: at("127.0.0.1", s.TCP), Conn: "a"}); r.OK {
+		t.Error("a single probe left a connection open")
+	}
+}

@@ -8,42 +8,120 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
 )
 
-// runTCP connects, reads the greeting and does Count exchanges of Size bytes on the connection.
-func runTCP(ctx context.Context, p Probe, res *Result) error {
-	start := time.Now()
+// stream is a connection to an echo server.
+type stream struct {
+	net.Conn
+	r          *bufio.Reader
+	seen, host string
+}
+
+// conns are the connections that probes of a batch have left open, by name.
+type conns struct {
+	mu   sync.Mutex
+	open map[string]*stream
+}
+
+func (c *conns) take(name string) *stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.open[name]
+	delete(c.open, name)
+	return s
+}
+
+func (c *conns) keep(name string, s *stream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[string]*stream{}
+	}
+	if old := c.open[name]; old != nil {
+		_ = old.Close()
+	}
+	c.open[name] = s
+}
+
+func (c *conns) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.open {
+		_ = s.Close()
+	}
+}
+
+// connect opens a connection and reads the greeting.
+func connect(ctx context.Context, p Probe, deadline time.Time) (*stream, error) {
 	d := net.Dialer{Timeout: p.timeout()}
 	c, err := d.DialContext(ctx, "tcp", p.Target)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	res.Local = c.LocalAddr().String()
-	defer func() { res.Retransmits = retransmits(c) }()
-	_ = c.SetDeadline(start.Add(p.timeout()))
-	r := bufio.NewReader(c)
-	line, err := r.ReadString('\n')
+	_ = c.SetDeadline(deadline)
+	s := &stream{Conn: c, r: bufio.NewReader(c)}
+	line, err := s.r.ReadString('\n')
 	if err != nil {
-		return fmt.Errorf("read the greeting: %w", err)
+		_ = c.Close()
+		return nil, fmt.Errorf("read the greeting: %w", err)
 	}
 	words := strings.Fields(line)
 	if len(words) != 3 || words[0] != greeting {
-		return fmt.Errorf("%w: %q is not the greeting of an echo server", errCorrupt, line)
+		_ = c.Close()
+		return nil, fmt.Errorf("%w: %q is not the greeting of an echo server", errCorrupt, line)
 	}
-	res.Seen, res.Host = words[1], words[2]
-	if p.Size == 0 && p.Count == 1 {
+	s.seen, s.host = words[1], words[2]
+	return s, nil
+}
+
+// runTCP connects, reads the greeting and does Count exchanges of Size bytes on the connection.
+func runTCP(ctx context.Context, p Probe, res *Result, open *conns) error {
+	if p.Conn != "" && open == nil {
+		return errors.New("only probes of a batch can leave a connection open")
+	}
+	start := time.Now()
+	var c *stream
+	keep := false
+	if p.Conn != "" {
+		c = open.take(p.Conn)
+		keep = c == nil
+	}
+	if c == nil {
+		var err error
+		if c, err = connect(ctx, p, start.Add(p.timeout())); err != nil {
+			return err
+		}
+	}
+	err := exchanges(ctx, p, c, start, res)
+	if keep && err == nil {
+		open.keep(p.Conn, c)
+		return nil
+	}
+	_ = c.Close()
+	return err
+}
+
+func exchanges(ctx context.Context, p Probe, c *stream, start time.Time, res *Result) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	defer func() { res.Retransmits = retransmits(c.Conn) }()
+	_ = c.SetDeadline(start.Add(p.timeout()))
+	res.Local = c.LocalAddr().String()
+	res.Seen, res.Host = c.seen, c.host
+	if p.Size == 0 && p.Count == 1 && p.Conn == "" {
 		res.Sent = 1
 		res.RTTMicros = time.Since(start).Microseconds()
 		return nil
@@ -58,7 +136,7 @@ func runTCP(ctx context.Context, p Probe, res *Result) error {
 			_ = c.SetDeadline(start.Add(p.timeout()))
 		}
 		res.Sent++
-		if err := exchange(c, r, payload(p.Size), res); err != nil {
+		if err := exchange(c, c.r, payload(p.Size), res); err != nil {
 			return fmt.Errorf("exchange %d: %w", i+1, err)
 		}
 		res.RTTMicros = max(res.RTTMicros, time.Since(start).Microseconds())
@@ -156,6 +234,9 @@ func runHTTP(ctx context.Context, p Probe, res *Result) error {
 	return nil
 }
 
+// maxText bounds what is told of an answer.
+const maxText = 1 << 10
+
 func getOnce(ctx context.Context, client *http.Client, target string, p Probe, res *Result) error {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout())
 	defer cancel()
@@ -169,10 +250,22 @@ func getOnce(ctx context.Context, client *http.Client, target string, p Probe, r
 		return err
 	}
 	defer resp.Body.Close()
-	n, err := io.Copy(io.Discard, resp.Body)
-	res.Bytes += int(n)
 	res.Status = resp.StatusCode
 	res.Host = resp.Header.Get(headerHost)
+	var text bytes.Buffer
+	n := int64(0)
+	if res.Host == "" {
+		n, err = io.CopyN(&text, resp.Body, maxText)
+		res.Text = text.String()
+	}
+	if err == nil {
+		var rest int64
+		rest, err = io.Copy(io.Discard, resp.Body)
+		n += rest
+	} else if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	res.Bytes += int(n)
 	res.Seen = resp.Header.Get(headerSeen)
 	if err != nil {
 		return fmt.Errorf("read the body: %w", err)
