@@ -72,7 +72,7 @@ func (c *Cluster) kubeletConfig(n Node) ([]byte, error) {
 		"failCgroupV1":                   false,
 		"failSwapOn":                     false,
 		"enforceNodeAllocatable":         []string{},
-		"localStorageCapacityIsolation":  false,
+		"localStorageCapacityIsolation":  true,
 		"evictionHard":                   map[string]string{},
 		"imageGCHighThresholdPercent":    100,
 		"imageGCLowThresholdPercent":     99,
