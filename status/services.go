@@ -163,9 +163,9 @@ func (s *serviceLook) look(ctx context.Context) error {
 		func() error { return s.configuration(lists) },
 		func() error { return s.listServices(lists) },
 		func() error {
-			opts := metav1.ListOptions{}
+			opts := metav1.ListOptions{LabelSelector: "!" + corev1.IsHeadlessService} // what nodes pass over
 			if s.q.Name != "" {
-				opts.LabelSelector = discoveryv1.LabelServiceName + "=" + s.q.Name
+				opts.LabelSelector += "," + discoveryv1.LabelServiceName + "=" + s.q.Name
 			}
 			l, err := s.Client.DiscoveryV1().EndpointSlices(s.q.Namespace).List(lists, opts)
 			if err != nil {

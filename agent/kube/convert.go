@@ -208,9 +208,10 @@ func hasKey(m map[string]string, key string) bool {
 	return ok
 }
 
+// sliceRow is the row of a slice. One that is marked headless is not for who serves Services.
 func sliceRow(obj any) (state.Name, state.EndpointSlice, bool) {
 	s, ok := objectOf(obj).(*discoveryv1.EndpointSlice)
-	if !ok || s.AddressType == discoveryv1.AddressTypeFQDN || s.Labels[discoveryv1.LabelServiceName] == "" {
+	if !ok || s.AddressType == discoveryv1.AddressTypeFQDN || s.Labels[discoveryv1.LabelServiceName] == "" || hasKey(s.Labels, corev1.IsHeadlessService) {
 		return state.Name{}, state.EndpointSlice{}, false
 	}
 	r := state.EndpointSlice{

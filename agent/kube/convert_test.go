@@ -8,7 +8,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"lash.internal/lash/agent/state"
 )
 
 // TestServiceRow reads what decides who may reach a Service at which addresses.
@@ -32,6 +35,28 @@ func TestServiceRow(t *testing.T) {
 	s.Spec.LoadBalancerSourceRanges = nil
 	if _, r, _ := serviceRow(s); r.Restricted {
 		t.Error("restricted without ranges")
+	}
+}
+
+// TestHeadlessSlice: a slice that is marked headless is not served, and one that is marked later no longer.
+func TestHeadlessSlice(t *testing.T) {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "ns", Name: "web-1", Labels: map[string]string{discoveryv1.LabelServiceName: "web"},
+	}, AddressType: discoveryv1.AddressTypeIPv4}
+	tables := state.NewTables()
+	m := newMirror(tables.DB, tables.EndpointSlices, "kubernetes", sliceRow, nameOf)
+	at := state.Name{Namespace: "ns", Name: "web-1"}
+	for _, marked := range []bool{false, true, false} {
+		delete(s.Labels, corev1.IsHeadlessService)
+		if marked {
+			s.Labels[corev1.IsHeadlessService] = ""
+		}
+		if err := m.Update(s); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := tables.EndpointSlices.Get(at); ok == marked {
+			t.Errorf("marked headless %v, but in the table %v", marked, ok)
+		}
 	}
 }
 
