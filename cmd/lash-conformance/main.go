@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.StringVar(&o.Lash, "lash", "bin/lash", "program to install with")
 	fs.StringVar(&o.Suite, "suite", "connectivity/conformance/suite", "folder of the suite's module")
 	fs.StringVar(&o.Family, "ip-family", "dual", "ipv4, ipv6 or dual")
-	fs.IntVar(&o.Workers, "workers", 3, "nodes beside the control plane, in zones of their own up to three")
+	fs.IntVar(&o.Workers, "workers", 6, "nodes beside the control plane, in three zones; some tests want two in each")
 	fs.IntVar(&o.Procs, "procs", 3, "tests at a time")
 	fs.StringVar(&o.Focus, "focus", "", "regular expression on the names of tests to run (default: all of [sig-network])")
 	fs.StringVar(&set, "set", "", "values for lash install, with commas")

@@ -202,7 +202,7 @@ func (b *bench) test(ctx context.Context, s *suite) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Lash = strings.TrimSpace(string(out))
+	r.Lash, _, _ = strings.Cut(string(out), "\n")
 	return r, nil
 }
 
