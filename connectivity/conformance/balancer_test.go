@@ -84,7 +84,7 @@ func TestBalancer(t *testing.T) {
 	want("created", routes,
 		"-4 route replace 198.51.100.1/32 src 192.0.2.1 nexthop via 127.0.0.1",
 		"-6 route replace 2001:db8:2::1/128 src 2001:db8:1::1 nexthop via ::1")
-	now, routes = step(func(s *corev1.Service) {
+	_, routes = step(func(s *corev1.Service) {
 		s.Spec.IPFamilies = s.Spec.IPFamilies[:1]
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	})

@@ -282,7 +282,10 @@ func (b *bench) balance(ctx context.Context, kubeconfig string) (stop func(), er
 		out.CloseWithError(err)
 		ended <- err
 	}()
-	stop = func() { cancel(); <-ended }
+	stop = func() {
+		cancel()
+		<-ended //nolint:errcheck // it was told to end
+	}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		if lines.Text() != "ready" {
