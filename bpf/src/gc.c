@@ -185,17 +185,20 @@ PURGE(purge4_new, ct4_new, has4, c->ip[3])
 PURGE(purge6, ct6, has6, c->ip)
 PURGE(purge6_new, ct6_new, has6, c->ip)
 
-/* Functions of their own, so that the compiler does not make one call for two maps. */
+/*
+ * Functions of their own, so that the compiler does not make one call for two maps. New flows come
+ * first: one that settles meanwhile moves to the table that is still to be read.
+ */
 static __noinline void purge_all4(struct purge_ctx *c)
 {
-	bpf_for_each_map_elem(&ct4, purge4, c, 0);
 	bpf_for_each_map_elem(&ct4_new, purge4_new, c, 0);
+	bpf_for_each_map_elem(&ct4, purge4, c, 0);
 }
 
 static __noinline void purge_all6(struct purge_ctx *c)
 {
-	bpf_for_each_map_elem(&ct6, purge6, c, 0);
 	bpf_for_each_map_elem(&ct6_new, purge6_new, c, 0);
+	bpf_for_each_map_elem(&ct6, purge6, c, 0);
 }
 
 SEC("syscall")

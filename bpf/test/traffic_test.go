@@ -24,7 +24,7 @@ import (
 
 const (
 	echoPort = 7777
-	patience = 2 * time.Second
+	patience = 4 * time.Second
 )
 
 // serve answers TCP and UDP at an address with what was sent, and the peer's address before it.

@@ -266,7 +266,8 @@ func newConnectivityPerf(w World) *cobra.Command {
 	fl.StringVar(&f.reportDir, "report-dir", "", "also write the report as JSON into this folder")
 	f.common(fl)
 	for _, no := range []struct{ name, why string }{
-		{"net-qos", "there is no bandwidth manager yet"}, {"bandwidth", "there is no bandwidth manager yet"},
+		{"net-qos", "there is no bandwidth manager yet"},
+		{"bandwidth", "there is no bandwidth manager yet"},
 		{"unsafe-capture-kernel-profiles", "use perf(1) on the nodes"},
 	} {
 		v := fl.VarPF(&refused{off: "false", why: no.why}, no.name, "", no.why)

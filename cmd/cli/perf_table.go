@@ -35,7 +35,7 @@ func writePerf(t *term.Term, r *report.Report) {
 		if ladder {
 			return out
 		}
-		return append(out, (time.Duration(r.Seconds * float64(time.Second))).String())
+		return append(out, time.Duration(r.Seconds*float64(time.Second)).String())
 	}
 	head := func(rest ...string) []string {
 		var out []string

@@ -272,7 +272,7 @@ func (b *bench) outside(ctx context.Context) (kubeconfig string, stop func(), er
 func (b *bench) balance(ctx context.Context, kubeconfig string) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	in, out := io.Pipe()
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
 		args := []string{b.o.Self, "balance", kubeconfig}
 		code, err := cluster.Exec(ctx, "", b.c.Name, string(cluster.RoleExternal), args, nil, out, out)
@@ -280,11 +280,11 @@ func (b *bench) balance(ctx context.Context, kubeconfig string) (stop func(), er
 			err = fmt.Errorf("ended with %d", code)
 		}
 		out.CloseWithError(err)
-		ended <- err
+		close(ended)
 	}()
 	stop = func() {
 		cancel()
-		<-ended //nolint:errcheck // it was told to end
+		<-ended
 	}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {

@@ -38,10 +38,11 @@ func getopt(args []string, spec string) (opts []option, rest []string, err error
 				continue
 			}
 			optional := strings.HasPrefix(spec[at+1:], "::")
+			takes := func(next string) bool { return !optional || next == "" || next[0] != '-' }
 			switch {
 			case j+1 < len(arg):
 				o.value = arg[j+1:]
-			case i+1 < len(args) && args[i+1] != "--" && (!optional || !strings.HasPrefix(args[i+1], "-")):
+			case i+1 < len(args) && args[i+1] != "--" && takes(args[i+1]):
 				i++
 				o.value = args[i]
 			case !optional:

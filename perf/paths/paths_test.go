@@ -46,7 +46,8 @@ func TestWays(t *testing.T) {
 		{[]Path{PodIP}, nil, "pod-to-pod same-node, pod-to-pod other-node, host-to-host other-node!"},
 		{[]Path{HostIP}, func(o *Options) { o.PodToHost = true }, "pod-to-host same-node, host-to-host same-node, pod-to-host other-node, host-to-host other-node!"},
 		{
-			[]Path{NodePort, ClusterIP}, func(o *Options) { o.FromHost = false },
+			[]Path{NodePort, ClusterIP},
+			func(o *Options) { o.FromHost = false },
 			"host-to-host other-node!, pod-to-cluster-ip same-node, pod-to-node-port-local same-node, pod-to-node-port-remote same-node, " +
 				"pod-to-cluster-ip other-node, pod-to-node-port-local other-node, pod-to-node-port-remote other-node",
 		},
