@@ -6,8 +6,9 @@
 #include "../include/maps_abi.h"
 
 /*
- * Room for 30,000 Services of two ports, each with four frontends and four backends. Arrays take their
- * memory at once: svc 8 MiB, slot 4 MiB, backend 8 MiB. front takes 4 MiB, and more with its entries.
+ * Room for 30,000 Services of two ports, each with four frontends and four backends. Arrays take
+ * their memory at once: svc 8 MiB, slot 4 MiB, backend 8 MiB. front takes 4 MiB, and more with its
+ * entries.
  */
 #define FRONT_MAX 262144
 #define SVC_MAX 131072
