@@ -22,7 +22,7 @@ import (
 
 const (
 	metaPackage = "linux-image-cloud-amd64"
-	bootLimit   = 8 * time.Minute
+	bootLimit   = 20 * time.Minute
 )
 
 // wanted are the modules that the tests need: the kernel package has them apart. What they depend on

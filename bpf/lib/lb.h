@@ -46,7 +46,11 @@ enum lb_result {
 	LB_NOT_HERE = 3,   /* only other nodes have backends, and the policy says Local: drop it */
 };
 
-/* The front without address of a port: a NodePort, or a HostPort of this node. */
+/*
+ * The front without address of a port: a NodePort, or a HostPort of this node. What another node
+ * does with its NodePort is its own business where only backends there may be used: then there is
+ * none.
+ */
 static __noinline const struct front *lb_front_any(const struct front_key *key, u32 kind, u32 flags)
 {
 	struct front_key any = *key;
@@ -65,6 +69,13 @@ static __noinline const struct front *lb_front_any(const struct front_key *key, 
 	this_node = !!(f->flags & FRONT_THIS_NODE);
 	if (this_node ? kind != ADDR_LOCAL_NODE : !(flags & ADDR_NODEPORT))
 		return 0;
+	if (kind == ADDR_REMOTE_NODE) {
+		u32 id = f->svc_id;
+		const struct svc *s = bpf_map_lookup_elem(&svc, &id);
+
+		if (s && (s->flags & SVC_EXTERNAL_LOCAL))
+			return 0;
+	}
 	return f;
 }
 

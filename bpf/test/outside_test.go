@@ -122,6 +122,11 @@ func TestNodePorts(t *testing.T) {
 						t.Errorf("a node without backends answers: %v", err)
 					}
 					f.call(t, a.pods[0].namespace, a.addr(v6), port, netip.Addr{})
+					// what another node does is up to that one, for callers inside the cluster too
+					f.call(t, a.namespace, b.addr(v6), port, a.addr(v6))
+					if _, err := b.pods[1].udp(a.addr(v6), port, 4); err == nil {
+						t.Error("a pod gets past the policy of another node")
+					}
 				})
 				t.Run(family(v6)+" nothing behind it", func(t *testing.T) {
 					id, port = id+1, port+1

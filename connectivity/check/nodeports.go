@@ -202,8 +202,8 @@ func localPolicyOutside() Scenario {
 	}
 }
 
-// localPolicyInside says that the policy is not for those inside: every node answers them. kube-proxy
-// takes callers for outside once they have left their node.
+// localPolicyInside says that the policy is not for those inside: their own node answers them. Another
+// node takes them for callers from outside, as they have left theirs.
 func localPolicyInside() Scenario {
 	return Scenario{
 		Test: testPolicy, Name: "inside-to-nodeport-local",
@@ -214,7 +214,7 @@ func localPolicyInside() Scenario {
 					path = PathHostNodePort
 				}
 				for _, h := range e.Hosts {
-					if e.KubeProxyReplacement() || h.Node == e.Local.Name {
+					if h.Node == e.Local.Name {
 						out = append(out, e.toServers(from, e.nodePortAt(svcLocal, h), path)...)
 					}
 				}
