@@ -24,6 +24,7 @@ var skips = []skip{
 	{`\[Feature:NetworkPolicy\]`, "NetworkPolicy is not enforced yet"},
 	{`\[Provider:GCE\]`, "needs a cloud provider (GCE)"},
 	{`\[Feature:Networking-(IPv4|IPv6|DNS)\]`, "needs the internet"},
+	{`should forward PTR records lookup to upstream nameserver`, "needs the internet: asks for the name of 8.8.8.8 first"},
 	{`\[Feature:PerformanceDNS\]`, "a measurement of the cluster's DNS server with 10,000 Services"},
 	{`\[Feature:Networking-Performance\]`, "a measurement with iperf 2.2, which Debian 12 does not have; make bench measures"},
 	{`\[sig-network\] KubeProxy `, "is about kube-proxy itself, which this cluster has none of"},
