@@ -126,7 +126,11 @@ func (b *balancer) serve(ctx context.Context, svc *corev1.Service) error {
 		b.given[key] = addrs
 	}
 	for _, a := range b.given[key] {
-		if err := b.lead(ctx, a, b.fit(ctx, svc, a.Is4())); err != nil {
+		nodes := b.fit(ctx, svc, a.Is4())
+		if svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP && len(nodes) > 1 {
+			nodes = nodes[:1] // there is one client, and connections are spread over nodes one by one
+		}
+		if err := b.lead(ctx, a, nodes); err != nil {
 			return wrap(key, err)
 		}
 	}

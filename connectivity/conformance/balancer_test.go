@@ -32,6 +32,7 @@ func TestBalancer(t *testing.T) {
 	node := corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 		{Type: corev1.NodeHostName, Address: "n"}, {Type: corev1.NodeInternalIP, Address: "127.0.0.1"}, {Type: corev1.NodeInternalIP, Address: "::1"},
 	}}}
+	other := corev1.Node{Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.2"}}}}
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: "a", Namespace: "ns"},
 		Spec: corev1.ServiceSpec{
@@ -41,7 +42,7 @@ func TestBalancer(t *testing.T) {
 	}
 	var lines []string
 	b := &balancer{
-		client: fake.NewClientset(svc), nodes: []corev1.Node{node}, given: map[string][]netip.Addr{}, routes: map[netip.Addr]string{},
+		client: fake.NewClientset(svc), nodes: []corev1.Node{node, other}, given: map[string][]netip.Addr{}, routes: map[netip.Addr]string{},
 		checks: health.Client(),
 		route: func(_ context.Context, args ...string) error {
 			lines = append(lines, strings.Join(args, " "))
@@ -82,8 +83,10 @@ func TestBalancer(t *testing.T) {
 		t.Errorf("created: %+v, finalizers %q", in, now.Finalizers)
 	}
 	want("created", routes,
-		"-4 route replace 198.51.100.1/32 src 192.0.2.1 nexthop via 127.0.0.1",
+		"-4 route replace 198.51.100.1/32 src 192.0.2.1 nexthop via 127.0.0.1 nexthop via 127.0.0.2",
 		"-6 route replace 2001:db8:2::1/128 src 2001:db8:1::1 nexthop via ::1")
+	_, routes = step(func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP })
+	want("clients stay", routes, "-4 route replace 198.51.100.1/32 src 192.0.2.1 nexthop via 127.0.0.1")
 	_, routes = step(func(s *corev1.Service) {
 		s.Spec.IPFamilies = s.Spec.IPFamilies[:1]
 		s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal

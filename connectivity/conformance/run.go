@@ -251,6 +251,12 @@ func (b *bench) outside(ctx context.Context) (kubeconfig string, stop func(), er
 			}
 		}
 	}
+	for _, family := range []string{"ipv4", "ipv6"} {
+		policy := "/proc/sys/net/" + family + "/fib_multipath_hash_policy" // 1: by ports too
+		if err := b.on(ctx, host.Name, "sh", "-c", "echo 1 >"+policy); err != nil {
+			return "", nil, err
+		}
+	}
 	config, err := clientcmd.LoadFromFile(b.kubeconfig)
 	if err != nil {
 		return "", nil, fmt.Errorf("kubeconfig: %w", err)
