@@ -203,7 +203,8 @@ func localPolicyOutside() Scenario {
 }
 
 // localPolicyInside says that the policy is not for those inside: their own node answers them. Another
-// node takes them for callers from outside, as they have left theirs.
+// node takes them for callers from outside, as they have left theirs; so with kube-proxy, where pods may
+// look like that to their own node too, only the node with the server is asked.
 func localPolicyInside() Scenario {
 	return Scenario{
 		Test: testPolicy, Name: "inside-to-nodeport-local",
@@ -214,7 +215,11 @@ func localPolicyInside() Scenario {
 					path = PathHostNodePort
 				}
 				for _, h := range e.Hosts {
-					if h.Node == e.Local.Name {
+					asked := from.Node
+					if !e.KubeProxyReplacement() {
+						asked = e.Local.Name
+					}
+					if h.Node == asked {
 						out = append(out, e.toServers(from, e.nodePortAt(svcLocal, h), path)...)
 					}
 				}
