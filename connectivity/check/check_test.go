@@ -199,12 +199,12 @@ func TestBrokenPathsAreNamed(t *testing.T) {
 		{
 			"affinity ignored",
 			func(c *fakeCluster) {
-				c.answer = func(_ Peer, p probe.Probe, r *probe.Result) {
+				c.answer = func(from Peer, p probe.Probe, r *probe.Result) {
 					sticky, err := c.client.CoreV1().Services("cilium-test-1").Get(t.Context(), svcSticky, metav1.GetOptions{})
 					if err == nil && dstOf(p) == sticky.Spec.ClusterIPs[0] {
 						c.mu.Lock()
 						defer c.mu.Unlock()
-						if c.turn++; c.turn%2 == 0 {
+						if c.turn[from.Pod]++; c.turn[from.Pod]%2 == 0 {
 							r.Host = "echo-same-node-x"
 						}
 					}

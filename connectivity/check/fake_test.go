@@ -46,7 +46,7 @@ type fakeCluster struct {
 	dropped int
 	// turn counts answers of Services, kept are who answered on connections that were left open, ending
 	// is a server that takes no new ones.
-	turn   int
+	turn   map[string]int
 	kept   map[string]string
 	ending string
 	// routed are the addresses that the host outside has been given routes to.
@@ -55,7 +55,10 @@ type fakeCluster struct {
 
 func newFakeCluster(t *testing.T) *fakeCluster {
 	t.Helper()
-	c := &fakeCluster{t: t, pods: map[string]Peer{}, nextIP: 10, svcIP: 10, kept: map[string]string{}, drops: map[string][]api.MonitorEvent{}}
+	c := &fakeCluster{
+		t: t, pods: map[string]Peer{}, nextIP: 10, svcIP: 10,
+		turn: map[string]int{}, kept: map[string]string{}, drops: map[string][]api.MonitorEvent{},
+	}
 	objs := []runtime.Object{
 		&appsv1.DaemonSet{
 			ObjectMeta: metav1.ObjectMeta{Name: "cilium", Namespace: "kube-system"},
@@ -386,8 +389,9 @@ func (c *fakeCluster) success(from Peer, p probe.Probe) probe.Result {
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.turn++
-		r.Host = backends[c.turn%len(backends)].Pod
+		turn := from.Pod + p.Target // of each client: clients that alternate would each meet the same server
+		c.turn[turn]++
+		r.Host = backends[c.turn[turn]%len(backends)].Pod
 		if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 			r.Host = backends[0].Pod
 		}
