@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	fs.StringVar(&o.Netperf, "netperf", "", "folder of the real netperf and netserver, to compare the measuring program with (default: PATH)")
 	fs.StringVar(&results, "results", "perf/results", "folder for the file with every sample")
 	fs.StringVar(&report, "report", "BENCHMARKS.md", "file to write the report to")
-	fs.StringVar(&render, "render", "", "measure nothing, write the report of this result file again")
+	fs.StringVar(&render, "render", "", "measure nothing, write the report of these result files again, with commas; each with groups of its own")
 	fs.Float64Var(&maxLoad, "max-load", 1, "refuse to begin above this load average, 0: never")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return fmt.Errorf("no argument %q is known", fs.Arg(0))
 	}
 	if render != "" {
-		return renderFile(render, report)
+		return renderFiles(list(render), report)
 	}
 	switch family {
 	case "ipv4":
@@ -146,35 +146,39 @@ func measure(ctx context.Context, o bench.Options, results, report string) error
 	if err != nil {
 		return fmt.Errorf("%w\nwhat was measured before is in %s", err, path)
 	}
-	if err := write(records, path, report); err != nil {
+	if err := write(records, []string{path}, report); err != nil {
 		return err
 	}
 	o.Say("wrote %s and %s", report, path)
 	return nil
 }
 
-func renderFile(results, report string) error {
-	f, err := os.Open(results)
-	if err != nil {
-		return fmt.Errorf("file of results: %w", err)
+func renderFiles(results []string, report string) error {
+	var all []bench.Record
+	for _, path := range results {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("file of results: %w", err)
+		}
+		records, err := bench.ReadRecords(f)
+		_ = f.Close()
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		all = append(all, records...)
 	}
-	defer f.Close()
-	records, err := bench.ReadRecords(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", results, err)
-	}
-	return write(records, results, report)
+	return write(all, results, report)
 }
 
 // notesFile beside the results holds what people say about them: it ends the report.
 const notesFile = "notes.md"
 
-func write(records []bench.Record, results, report string) error {
-	text, err := bench.Report(records, results)
+func write(records []bench.Record, results []string, report string) error {
+	text, err := bench.Report(records, strings.Join(results, "`, `"))
 	if err != nil {
 		return err
 	}
-	notes, err := os.ReadFile(filepath.Join(filepath.Dir(results), notesFile))
+	notes, err := os.ReadFile(filepath.Join(filepath.Dir(results[0]), notesFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("notes: %w", err)
 	}

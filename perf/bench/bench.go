@@ -67,8 +67,6 @@ type run struct {
 	all    []Record
 	image  string // file
 	dir    string // temporary
-	// compared says that the measuring program has been set beside the original.
-	compared bool
 }
 
 // Run measures everything that the options ask for and returns the records.
@@ -95,6 +93,13 @@ func Run(ctx context.Context, o Options) ([]Record, error) {
 	if err := b.record(Record{Machine: m}); err != nil {
 		return nil, err
 	}
+	tools := slices.DeleteFunc(slices.Clone(b.groups), func(g Group) bool { return g.Tool == nil })
+	if err := b.compareTools(ctx, tools); err != nil {
+		return b.all, err
+	}
+	if len(tools) == len(b.groups) {
+		return b.all, nil
+	}
 	b.image = filepath.Join(b.dir, "lash.tar")
 	k := &kube{lash: filepath.Join(o.Bin, "lash"), kubeconfig: filepath.Join(b.dir, "kubeconfig")}
 	if _, err := k.lashCLI(ctx, "image", "save", b.image); err != nil {
@@ -105,7 +110,7 @@ func Run(ctx context.Context, o Options) ([]Record, error) {
 		return nil, err
 	}
 	for _, native := range []bool{false, true} {
-		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g Group) bool { return g.Native != native })
+		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g Group) bool { return g.Tool != nil || g.Native != native })
 		if len(groups) == 0 {
 			continue
 		}
@@ -218,9 +223,8 @@ func (b *run) install(ctx context.Context, k *kube, native bool) error {
 
 // measurePaths builds the lab beside the cluster and measures the groups.
 func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, groups []Group) error {
-	o := lab.Options{IPv6: b.o.IPv6, LocalMTU: 1500, RemoteMTU: 1500, TunnelMTU: 1450}
-	agent := filepath.Join(b.o.Bin, "lash-agent")
-	o.Server = []string{agent, "perf", "server", "--cpu", strconv.Itoa(b.o.ServerCPU)}
+	o := b.labOptions()
+	agent := b.agentFile()
 	var err error
 	if o.ClientGroups, err = lab.GroupsOf(pods[client].pid); err != nil {
 		return err
@@ -243,13 +247,6 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 			o.TunnelMTU = first.PathMTU
 		}
 	}
-	tool, err := findOriginal(b.o.Netperf)
-	if err != nil && b.o.Netperf != "" {
-		return err
-	}
-	if tool != nil {
-		o.Second = tool.serverArgs()
-	}
 	b.say("building the bare paths; MTU %d on a node, %d between nodes, %d in the tunnel", o.LocalMTU, o.RemoteMTU, o.TunnelMTU)
 	l, err := lab.New(ctx, o)
 	if err != nil {
@@ -257,16 +254,6 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 	}
 	defer l.Close()
 	var courses []*course
-	switch {
-	case b.compared:
-	case tool == nil:
-		if err := b.record(Record{Skipped: &Skipped{What: toolGroup.Title, Why: "there is no netperf in PATH"}}); err != nil {
-			return err
-		}
-	default:
-		courses = b.compare(l, tool, agent)
-	}
-	b.compared = true
 	for _, test := range b.o.Tests {
 		for _, g := range groups {
 			c := &course{group: g.Name, test: test}
@@ -281,11 +268,7 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 			courses = append(courses, c)
 		}
 	}
-	f := &field{
-		want: b.o.Rounds, attempts: max(b.o.Attempts, b.o.Rounds), patience: b.o.Patience, pressure: watchPressure,
-		record: func(s Sample) error { return b.record(Record{Sample: &s}) }, say: b.say,
-	}
-	if err := f.run(ctx, courses); err != nil {
+	if err := b.field().run(ctx, courses); err != nil {
 		return err
 	}
 	for _, n := range lab.PlainNodes {
@@ -294,6 +277,22 @@ func (b *run) measurePaths(ctx context.Context, k *kube, pods map[string]pod, gr
 		}
 	}
 	return b.recordTracked(ctx, k, groups[0].Native)
+}
+
+func (b *run) agentFile() string { return filepath.Join(b.o.Bin, "lash-agent") }
+
+func (b *run) labOptions() lab.Options {
+	return lab.Options{
+		IPv6: b.o.IPv6, LocalMTU: 1500, RemoteMTU: 1500, TunnelMTU: 1450,
+		Server: []string{b.agentFile(), "perf", "server", "--cpu", strconv.Itoa(b.o.ServerCPU)},
+	}
+}
+
+func (b *run) field() *field {
+	return &field{
+		want: b.o.Rounds, attempts: max(b.o.Attempts, b.o.Rounds), patience: b.o.Patience, pressure: watchPressure,
+		record: func(s Sample) error { return b.record(Record{Sample: &s}) }, say: b.say,
+	}
 }
 
 // recordTracked notes how many connections the kernel of the worker tracks: a kubelet's rules make it
@@ -316,29 +315,16 @@ func (b *run) recordTracked(ctx context.Context, k *kube, native bool) error {
 	return b.figures(Figure{Name: "connections that the kernel of a Lash node tracks after the rounds, " + mode, Unit: "entries", Values: []float64{n}})
 }
 
-// compare makes the courses of our program and the original on the veth pair.
-func (b *run) compare(l *lab.Lab, tool *original, agent string) []*course {
-	veth := Bare{From: lab.Direct1, To: lab.Direct2}
-	var out []*course
-	for _, test := range []netperf.Test{netperf.TCPRR, netperf.TCPCRR} {
-		out = append(out, &course{group: toolGroup.Name, test: test, paths: []path{
-			{LashPath, func(ctx context.Context, t netperf.Test) (netperf.Result, error) {
-				return b.overBare(ctx, l, veth, agent, t)
-			}},
-			{toolGroup.Bare[0].Name, func(ctx context.Context, t netperf.Test) (netperf.Result, error) {
-				return tool.measure(ctx, l, b, t)
-			}},
-		}})
-	}
-	return out
-}
-
 // clientArgs is the command line of a client behind its program.
-func (b *run) clientArgs(to netip.Addr, test netperf.Test) []string {
-	args := []string{
-		"perf", "client", netip.AddrPortFrom(to, netperf.DefaultPort).String(), "--test", string(test), "--length", b.o.Length.String(),
+func (b *run) clientArgs(to netip.AddrPort, test netperf.Test) []string {
+	return []string{
+		"perf", "client", to.String(), "--test", string(test), "--length", b.o.Length.String(),
 		"--cpu", strconv.Itoa(b.o.ClientCPU), "--server-cpu", strconv.Itoa(b.o.ServerCPU), "--settle", settle.String(), "--output", "json",
 	}
+}
+
+// fair adds what makes one-way tests of pods and bare paths alike.
+func fair(args []string, test netperf.Test) []string {
 	if !test.Transactions() {
 		args = append(args, "--congestion", congestion)
 	}
@@ -350,7 +336,7 @@ func (b *run) overLash(ctx context.Context, k *kube, server pod, test netperf.Te
 	if err != nil {
 		return netperf.Result{}, fmt.Errorf("address of pod %s: %w", server.name, err)
 	}
-	return decode(k.kubectl(ctx, append([]string{"-n", namespace, "exec", client, "--", "/usr/bin/lash-agent"}, b.clientArgs(to, test)...)...))
+	return decode(k.kubectl(ctx, append([]string{"-n", namespace, "exec", client, "--", "/usr/bin/lash-agent"}, fair(b.clientArgs(netip.AddrPortFrom(to, netperf.DefaultPort), test), test)...)...))
 }
 
 func (b *run) overBare(ctx context.Context, l *lab.Lab, p Bare, agent string, test netperf.Test) (netperf.Result, error) {
@@ -358,7 +344,7 @@ func (b *run) overBare(ctx context.Context, l *lab.Lab, p Bare, agent string, te
 	if err != nil {
 		return netperf.Result{}, err
 	}
-	return decode(l.Exec(ctx, p.From, append([]string{agent}, b.clientArgs(to, test)...)...))
+	return decode(l.Exec(ctx, p.From, append([]string{agent}, fair(b.clientArgs(netip.AddrPortFrom(to, netperf.DefaultPort), test), test)...)...))
 }
 
 func decode(out []byte, err error) (netperf.Result, error) {

@@ -155,9 +155,12 @@ func example() []Record {
 	sample(LashPath, netperf.TCPRR, 11, 1, false) // cut short
 	out = append(out, Record{Time: at, Sample: &Sample{Group: "same-node", Path: "nat", Test: netperf.TCPRR, Round: 12, Disturbed: true, Error: "no route"}})
 	for round := range 10 {
-		for path, perSecond := range map[string]float64{LashPath: 20000, "netperf": 19900} {
-			sample(path, netperf.TCPRR, round, perSecond, false)
-			out[len(out)-1].Sample.Group = "tool"
+		for i, p := range pairs {
+			for _, test := range []netperf.Test{netperf.TCPRR, netperf.TCPStream} {
+				sample(p.name, test, round, 20000-100*float64(i), false)
+				s := out[len(out)-1].Sample
+				s.Group, s.Result.ProcessDemand = "tool-veth", 12-float64(i)
+			}
 		}
 	}
 	for round := range 10 {
@@ -371,8 +374,12 @@ func TestImageSize(t *testing.T) {
 }
 
 func TestOriginalOutput(t *testing.T) {
-	r, err := parseOriginal("36.905,27096.783,40,55,2.00\n", netperf.TCPRR, netip.MustParseAddrPort("10.0.0.1:12866"))
+	r, err := parseOriginal("2.00,36.905,27096.783,40,55\n", netperf.TCPRR, netip.MustParseAddrPort("10.0.0.1:12866"))
 	if err != nil || r.RTLatency != 36.905 || r.Rate != 27096.783 || r.Latency.P50 != 40 || r.Latency.P99 != 55 || r.Transactions != 54193 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	r, err = parseOriginal("2.00,12000.00\n", netperf.TCPStream, netip.AddrPort{})
+	if err != nil || r.Throughput != 12000 || r.Bytes != 3_000_000_000 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	for _, bad := range []string{"", "1,2,3", "a,b,c,d,e"} {

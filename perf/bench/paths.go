@@ -11,19 +11,15 @@ import (
 	"lash.internal/lash/perf/netperf"
 )
 
-// Group is a set of paths that are measured in the same rounds: one of Lash and bare ones.
+// Group is a set of paths that are measured in the same rounds: one of Lash and bare ones, or the
+// measuring program beside the original.
 type Group struct {
 	Name   string
 	Title  string
 	Native bool   // the cluster routes natively; else over VXLAN
 	Server string // pod
 	Bare   []Bare
-}
-
-// toolGroup compares the measuring program with the original on one and the same bare path.
-var toolGroup = Group{
-	Name: "tool", Title: "The measuring program beside netperf",
-	Bare: []Bare{{Name: "netperf", Title: "netperf and netserver, on a veth pair"}},
+	Tool   *Tool // no cluster, but one bare path with each pair of programs
 }
 
 // Bare is a path of the lab.
@@ -75,6 +71,28 @@ var Groups = []Group{
 			},
 		},
 	},
+	{Name: "tool-loopback", Title: "The measuring program beside netperf, loopback", Tool: &Tool{From: lab.Direct2, Loopback: true}},
+	{Name: "tool-veth", Title: "The measuring program beside netperf, a bare veth pair", Tool: &Tool{From: lab.Direct1}},
+}
+
+// Tool is where the measuring program is compared with the original.
+type Tool struct {
+	From     string // namespace of the lab; the servers are in Direct2
+	Loopback bool
+}
+
+// pair is a client and a server, each ours or the original.
+type pair struct {
+	name, title    string
+	client, server bool // it is the original
+}
+
+// pairs are compared with the last of them, which has nothing of ours.
+var pairs = []pair{
+	{LashPath, "perf client, perf server", false, false},
+	{"ours-netserver", "perf client, netserver", false, true},
+	{"netperf-ours", "netperf, perf server", true, false},
+	{"netperf-netserver", "netperf, netserver", true, true},
 }
 
 // pickGroups gives the groups of the names, all for none.

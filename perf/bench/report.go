@@ -37,11 +37,17 @@ func Report(records []Record, results string) (string, error) {
 	}
 	r.head(results)
 	for _, g := range Groups {
-		r.group(g)
+		if g.Tool == nil {
+			r.group(g)
+		}
 	}
 	r.plugins()
 	r.single()
-	r.group(toolGroup)
+	for _, g := range Groups {
+		if g.Tool != nil {
+			r.group(g)
+		}
+	}
 	r.missing()
 	r.machine()
 	return r.b.String(), nil
@@ -166,9 +172,66 @@ func (r *report) group(g Group) {
 		return
 	}
 	r.line("## %s\n", g.Title)
-	for _, t := range tests {
-		r.test(g, t)
+	if g.Tool != nil {
+		r.line("The same path, measured by each pair of our programs and the real ones. Ratios are to the last row: of netperf's")
+		r.line("RT_LATENCY, or of the rate of a one-way test, and of the processor time that the client takes for a transaction,")
+		r.line("or for 1024 bytes. Goals: a ratio of %.2f to %.2f, and at most %.2f of the processor time.\n", toolLow, toolHigh, toolTime)
 	}
+	for _, t := range tests {
+		if g.Tool != nil {
+			r.tool(g, t)
+		} else {
+			r.test(g, t)
+		}
+	}
+}
+
+// Goals of the measuring program beside netperf.
+const (
+	toolLow, toolHigh = 0.97, 1.03
+	toolTime          = 1.03
+)
+
+// tool is the table of the pairs of programs.
+func (r *report) tool(g Group, t netperf.Test) {
+	rounds, disturbed, all := r.roundsOf(g.Name, t, len(pairs))
+	if len(rounds) == 0 {
+		return
+	}
+	r.line("### %s\n", t)
+	value := func(x *netperf.Result) float64 { return x.RTLatency }
+	head := []string{"Client, server", "P50 us", "P99 us", "RT_LATENCY us", "Ratio", "Goal", "Client us", "Ratio", "Goal"}
+	if !t.Transactions() {
+		value = rate
+		head = append([]string{head[0], "Mbit/s"}, head[4:]...)
+	}
+	demand := func(x *netperf.Result) float64 { return x.ProcessDemand }
+	last := pairs[len(pairs)-1].name
+	var rows [][]string
+	for _, p := range pairs {
+		mid := func(f func(*netperf.Result) float64) float64 { return stats.Median(values(rounds, p.name, f)) }
+		row := []string{p.title}
+		if t.Transactions() {
+			row = append(row, fmt.Sprintf("%.1f", mid(p50)), fmt.Sprintf("%.1f", mid(p99)))
+		}
+		row = append(row, fmt.Sprintf("%.1f", mid(value)))
+		of := func(f func(*netperf.Result) float64) stats.Estimate {
+			return stats.EstimateMedian(stats.Ratios(values(rounds, p.name, f), values(rounds, last, f)), level)
+		}
+		if p.name == last {
+			rows = append(rows, append(row, "", "", fmt.Sprintf("%.2f", mid(demand)), "", ""))
+			continue
+		}
+		byValue, byTime := of(value), of(demand)
+		row = append(row, interval(byValue), within(byValue, toolLow, toolHigh), fmt.Sprintf("%.2f", mid(demand)), interval(byTime))
+		if p.client {
+			rows = append(rows, append(row, ""))
+			continue
+		}
+		rows = append(rows, append(row, within(byTime, 0, toolTime)))
+	}
+	r.table(head, rows)
+	r.footer(g.Name, t, rounds, disturbed, all)
 }
 
 func (r *report) test(g Group, t netperf.Test) {
@@ -177,10 +240,7 @@ func (r *report) test(g Group, t netperf.Test) {
 		return
 	}
 	r.line("### %s\n", t)
-	ours, by := "**Lash**", "Lash by this"
-	if g.Name == toolGroup.Name {
-		ours, by = "perf client and server, on the same veth pair", "ours by this"
-	}
+	const by = "Lash by this"
 	head := []string{"Path", "P50 us", "P99 us", "RT_LATENCY us", "per second", by + ", rate", by + ", P50", "Goal (rate)"}
 	if !t.Transactions() {
 		head = []string{"Path", "Mbit/s", by, "Goal"}
@@ -203,12 +263,17 @@ func (r *report) test(g Group, t netperf.Test) {
 		}
 		return append(out, goal(byRate, goals[t]))
 	}
-	rows := [][]string{row(ours, LashPath, nil)}
+	rows := [][]string{row("**Lash**", LashPath, nil)}
 	for _, b := range g.Bare {
 		rows = append(rows, row(b.Title, b.Name, b.Goals))
 	}
 	r.table(head, rows)
-	if failed := r.failures(g.Name, t); failed != "" {
+	r.footer(g.Name, t, rounds, disturbed, all)
+}
+
+// footer tells of the rounds behind a table.
+func (r *report) footer(group string, t netperf.Test, rounds []round, disturbed int, all bool) {
+	if failed := r.failures(group, t); failed != "" {
 		r.line("Samples that failed, with their rounds left out: %s.\n", failed)
 	}
 	switch {
@@ -281,6 +346,19 @@ func goal(e stats.Estimate, least float64) string {
 		verdict = "missed"
 	}
 	return fmt.Sprintf("%.2f: %s", least, verdict)
+}
+
+// within compares an interval with a range that is aimed for.
+func within(e stats.Estimate, low, high float64) string {
+	switch {
+	case e.Level < level:
+		return "open"
+	case e.Low >= low && e.High <= high:
+		return "met"
+	case e.High < low || e.Low > high:
+		return "missed"
+	}
+	return "open"
 }
 
 // cniGoal is how many times faster than the reference plugin an ADD is to be.
@@ -387,5 +465,6 @@ func (r *report) machine() {
 	}
 	r.table([]string{"", ""}, rows)
 	r.b.WriteString("## Make it again\n\n    make bench                          # all of it\n" +
-		"    make bench ROUNDS=3 DURATION=1s     # a quick look\n    make bench PATHS=same-node FAMILY=ipv6\n")
+		"    make bench ROUNDS=3 DURATION=1s     # a quick look\n    make bench PATHS=same-node FAMILY=ipv6\n" +
+		"    make bench PATHS=tool-loopback,tool-veth BENCH='--netperf FOLDER'\n")
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Rules is how many rules of address translation the nodes nat-a and nat-b have.
@@ -140,11 +141,17 @@ func (l *Lab) Addr(name string, tunnel bool) (netip.Addr, error) {
 
 // Exec runs a program in a namespace, in the control groups of clients, and returns what it printed.
 func (l *Lab) Exec(ctx context.Context, name string, args ...string) ([]byte, error) {
+	out, _, err := l.ExecTimed(ctx, name, args...)
+	return out, err
+}
+
+// ExecTimed is Exec that also returns the processor time that the program took.
+func (l *Lab) ExecTimed(ctx context.Context, name string, args ...string) ([]byte, time.Duration, error) {
 	s := l.spaces[name]
 	if s == nil {
-		return nil, fmt.Errorf("the lab has no namespace %q", name)
+		return nil, 0, fmt.Errorf("the lab has no namespace %q", name)
 	}
-	return s.run(ctx, l.o.ClientGroups, "", args...)
+	return s.runTimed(ctx, l.o.ClientGroups, "", args...)
 }
 
 // Tracked is the number of connections that a node tracks.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,13 +63,19 @@ func (s *space) command(ctx context.Context, groups []string, args ...string) *e
 
 // run runs a program with some input and returns what it printed.
 func (s *space) run(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, error) {
+	out, _, err := s.runTimed(ctx, groups, stdin, args...)
+	return out, err
+}
+
+// runTimed also returns the processor time that the program took.
+func (s *space) runTimed(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, time.Duration, error) {
 	cmd := s.command(ctx, groups, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %s: %w: %s", s.name, args[0], err, strings.TrimSpace(errOut.String()))
+		return nil, 0, fmt.Errorf("%s: %s: %w: %s", s.name, args[0], err, strings.TrimSpace(errOut.String()))
 	}
-	return out.Bytes(), nil
+	return out.Bytes(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
 // daemon is a program that runs until it is stopped.

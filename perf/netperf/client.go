@@ -109,7 +109,9 @@ type Result struct {
 	RemoteDemand float64   `json:"remoteDemand_us"`
 	// ThreadDemand is the part of it that the measuring thread took itself.
 	ThreadDemand float64 `json:"threadDemand_us"`
-	Streams      int     `json:"streams,omitempty"` // that ran at the same time, when more than one
+	// ProcessDemand is the part of it that the measuring process took with all its threads and streams.
+	ProcessDemand float64 `json:"processDemand_us"`
+	Streams       int     `json:"streams,omitempty"` // that ran at the same time, when more than one
 	// Socket buffers as they were at the end, and calls; SendCalls and RecvCalls are the client's.
 	SendBuffer       int     `json:"sendBuffer,omitempty"`
 	RecvBuffer       int     `json:"recvBuffer,omitempty"`
@@ -375,6 +377,7 @@ type client struct {
 	noise     stats.Noise
 	cpu       stats.CPU
 	own       time.Duration // processor time of the measuring thread
+	process   time.Duration // and of its whole process
 }
 
 // Local ports that TCP_CRR goes round in, as netperf does.
@@ -416,7 +419,11 @@ func (c *client) run() error {
 	if err != nil {
 		return err
 	}
-	own, err := threadTime()
+	own, err := usedTime(unix.RUSAGE_THREAD)
+	if err != nil {
+		return err
+	}
+	process, err := usedTime(unix.RUSAGE_SELF)
 	if err != nil {
 		return err
 	}
@@ -448,11 +455,15 @@ func (c *client) run() error {
 		return err
 	}
 	c.noise, c.cpu = from.To(to), from.CPU(to)
-	after, err := threadTime()
+	after, err := usedTime(unix.RUSAGE_THREAD)
 	if err != nil {
 		return err
 	}
 	c.own = after - own
+	if after, err = usedTime(unix.RUSAGE_SELF); err != nil {
+		return err
+	}
+	c.process = after - process
 	return c.count(before)
 }
 
@@ -800,7 +811,7 @@ func (c *client) result(saw *Results, resp *Response) (Result, error) {
 	}
 	r.LocalDemand, r.RemoteDemand = r.LocalCPU.PerUnit(r.Seconds, units), r.RemoteCPU.PerUnit(r.Seconds, units)
 	if units > 0 {
-		r.ThreadDemand = c.own.Seconds() * 1e6 / units
+		r.ThreadDemand, r.ProcessDemand = c.own.Seconds()*1e6/units, c.process.Seconds()*1e6/units
 	}
 	return r, nil
 }

@@ -73,6 +73,14 @@ func next(port uint16, i int) uint16 {
 	return port + uint16(i)
 }
 
+// Units are what demands are given for: transactions, or 1024 bytes of a one-way test.
+func (r *Result) Units() float64 {
+	if r.Test.Transactions() {
+		return float64(r.Transactions)
+	}
+	return float64(r.Bytes) / 1024
+}
+
 // sum adds up results of the same time. What is counted for a machine or a network namespace is the
 // largest of them: each stream saw the same.
 func sum(results []Result) (Result, error) {
@@ -114,7 +122,9 @@ func sum(results []Result) (Result, error) {
 			all.Counters[name] = max(all.Counters[name], n)
 		}
 	}
+	process := 0.0 // of the process, which each stream saw grow
 	for _, r := range results {
+		process = max(process, r.ProcessDemand*r.Units())
 		for what, n := range r.Errors {
 			if all.Errors == nil {
 				all.Errors = map[string]int{}
@@ -123,9 +133,11 @@ func sum(results []Result) (Result, error) {
 		}
 	}
 	all.ThreadDemand /= float64(len(results))
-	units := float64(all.Bytes) / 1024
+	units := all.Units()
+	if units > 0 {
+		all.ProcessDemand = process / units
+	}
 	if all.Test.Transactions() {
-		units = float64(all.Transactions)
 		all.RTLatency = 1e6 * all.Seconds * float64(len(results)) / units
 		s, text, err := stats.Merge(histograms)
 		if err != nil {

@@ -94,11 +94,12 @@ func bind(cpu int) error {
 	return nil
 }
 
-// threadTime is the processor time that the calling thread has used.
-func threadTime() (time.Duration, error) {
+// usedTime is the processor time that the calling thread, RUSAGE_THREAD, or its process, RUSAGE_SELF,
+// has used.
+func usedTime(who int) (time.Duration, error) {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
-		return 0, fmt.Errorf("processor time of the thread: %w", err)
+	if err := unix.Getrusage(who, &u); err != nil {
+		return 0, fmt.Errorf("processor time: %w", err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano()), nil
 }
