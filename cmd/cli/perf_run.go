@@ -120,7 +120,7 @@ type stageFlags struct {
 
 func (f *stageFlags) bind(fl *pflag.FlagSet) {
 	fl.StringVar(&f.namespace, "test-namespace", stage.DefaultNamespace, "namespace to make; pods on the hosts' network get one with -host behind the name")
-	fl.StringVar(&f.image, "performance-image", "", "image of the pods (default: the agents' own, or what `lash image save` writes)")
+	fl.StringVar(&f.image, "performance-image", "", `image of the pods (default: the agents' own, or what "lash image save" writes)`)
 	fl.StringVar(&f.image, "image", "", "the same")
 	fl.StringVar(&f.clientNodes, "node-selector-client", "", "labels of the client's node")
 	fl.StringVar(&f.serverNodes, "node-selector-server", "", "labels of the servers' nodes")
