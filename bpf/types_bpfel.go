@@ -78,7 +78,6 @@ type typesBackend struct {
 	Gen   uint16
 	Zone  uint8
 	Flags uint8
-	Pad   [8]uint8
 }
 
 type typesBackendState uint32

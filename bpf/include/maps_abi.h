@@ -299,7 +299,6 @@ struct backend {
 	__u16 gen;
 	__u8 zone;
 	__u8 flags;
-	__u8 pad[8];
 };
 
 /*

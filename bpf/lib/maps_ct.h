@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Flow state. New flows live in the LRU tier, flows that were answered in the plain hash. */
+/*
+ * Flow state. New flows live in the LRU tier, flows that were answered in the plain hash. The
+ * latter takes memory with its flows: an element of either family and what the allocator adds fill
+ * one piece of 192 bytes. A flow for which there is none stays in the LRU tier.
+ */
 #pragma once
 
 #include "../include/kernel.h"
@@ -8,6 +12,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct ct4_key);
 	__type(value, struct ct4);
 	__uint(max_entries, 131072);
@@ -22,6 +27,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct ct6_key);
 	__type(value, struct ct6);
 	__uint(max_entries, 65536);

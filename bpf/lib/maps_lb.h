@@ -7,7 +7,7 @@
 
 /*
  * Room for 30,000 Services of two ports, each with four frontends and four backends. Arrays take
- * their memory at once: svc 8 MiB, slot 4 MiB, backend 8 MiB. front takes 4 MiB, and more with its
+ * their memory at once: svc 8 MiB, slot 4 MiB, backend 6 MiB. front takes 4 MiB, and more with its
  * entries.
  */
 #define FRONT_MAX 262144

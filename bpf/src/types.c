@@ -73,5 +73,5 @@ _Static_assert(sizeof(struct ct6_key) == 40, "struct ct6_key");
 _Static_assert(sizeof(struct ct6) == 96, "struct ct6");
 _Static_assert(sizeof(struct svc) == 64, "struct svc");
 _Static_assert(sizeof(struct slots) == 64, "struct slots");
-_Static_assert(sizeof(struct backend) == 32, "struct backend");
+_Static_assert(sizeof(struct backend) == 24, "struct backend");
 _Static_assert(sizeof(struct event) == 48, "struct event");

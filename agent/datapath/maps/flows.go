@@ -69,7 +69,7 @@ func (s *Set) openPrev(path, name string, spec *ebpf.MapSpec) error {
 		return fmt.Errorf("open pin: %w", err)
 	}
 	want := *spec
-	want.MaxEntries = m.MaxEntries()
+	want.MaxEntries, want.Flags = m.MaxEntries(), m.Flags() // whether its memory was taken at once does not matter
 	if err := want.Compatible(m); err != nil {
 		m.Close()
 		s.Lost = append(s.Lost, name)

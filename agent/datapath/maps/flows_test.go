@@ -72,6 +72,48 @@ func TestTableChangesItsSize(t *testing.T) {
 	}
 }
 
+// TestTablesOfTheVersionBefore took their memory at once: their flows move like those of a table of
+// another size, and the size stays.
+func TestTablesOfTheVersionBefore(t *testing.T) {
+	root := testnode.BPFFS(t)
+	if err := os.MkdirAll(Dir(root), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := bpf.LoadGc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flow := bpf.Ct4Key{A: 1, B: 2}
+	for _, name := range tables {
+		ms := spec.Maps[name].Copy()
+		ms.Flags, ms.MaxEntries = 0, 1000
+		m, err := ebpf.NewMap(ms)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if name == "ct4" {
+			if err := m.Put(flow, bpf.Ct4{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Pin(filepath.Join(Dir(root), name+"_v1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := open(t, root, nil)
+	if got := next.Moving(); len(next.Lost) != 0 || !slices.Equal(got, []string{"ct4_new_prev", "ct4_prev", "ct6_new_prev", "ct6_prev"}) {
+		t.Errorf("moving %v, lost %v", got, next.Lost)
+	}
+	var v bpf.Ct4
+	if err := next.Of("ct4_prev").Lookup(flow, &v); err != nil {
+		t.Errorf("the flow is not in the table before: %v", err)
+	}
+	if m := next.Of("ct4"); m.MaxEntries() != 1000 || m.Flags() == 0 {
+		t.Errorf("%d entries, flags %#x", m.MaxEntries(), m.Flags())
+	}
+}
+
 // TestRevertGivesTheTableBack is an upgrade that fails: the programs of before go on with their table.
 func TestRevertGivesTheTableBack(t *testing.T) {
 	root := testnode.BPFFS(t)

@@ -132,23 +132,17 @@ func (s *Set) remake(name string, spec *ebpf.MapSpec, old *ebpf.Map) error {
 	return nil
 }
 
-// copyEntries copies what fits. Who owns the entries finds out what is missing.
+// copyEntries copies what fits. Who owns the entries finds out what is missing. Values of another
+// size differ in the padding at their end.
 func copyEntries(to, from *ebpf.Map) error {
-	if to.Type() != from.Type() || to.KeySize() != from.KeySize() || to.ValueSize() != from.ValueSize() {
+	if to.Type() != from.Type() || to.KeySize() != from.KeySize() {
 		return nil // nobody could read them
 	}
 	if to.Type() == ebpf.Array {
-		dst, err1 := to.Memory()
-		src, err2 := from.Memory()
-		if err := errors.Join(err1, err2); err != nil {
-			return err
-		}
-		buf := make([]byte, min(dst.Size(), src.Size()))
-		if _, err := src.ReadAt(buf, 0); err != nil {
-			return err
-		}
-		_, err := dst.WriteAt(buf, 0)
-		return err
+		return copyElements(to, from)
+	}
+	if to.ValueSize() != from.ValueSize() {
+		return nil
 	}
 	var k, v []byte
 	it := from.Iterate()
@@ -162,4 +156,27 @@ func copyEntries(to, from *ebpf.Map) error {
 		}
 	}
 	return it.Err()
+}
+
+// copyElements copies the elements of a mapped array, whose sizes are multiples of 8 bytes.
+func copyElements(to, from *ebpf.Map) error {
+	dst, err1 := to.Memory()
+	src, err2 := from.Memory()
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	old := make([]byte, src.Size())
+	if _, err := src.ReadAt(old, 0); err != nil {
+		return err
+	}
+	fresh := old[:min(len(old), int(dst.Size()))]
+	if in, out := int(from.ValueSize()), int(to.ValueSize()); in != out {
+		fresh = make([]byte, dst.Size())
+		for i := range min(from.MaxEntries(), to.MaxEntries()) {
+			n := int(i)
+			copy(fresh[n*out:(n+1)*out], old[n*in:(n+1)*in])
+		}
+	}
+	_, err := dst.WriteAt(fresh, 0)
+	return err
 }

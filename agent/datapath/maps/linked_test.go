@@ -3,11 +3,14 @@
 package maps
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"github.com/cilium/ebpf"
 
 	"lash.internal/lash/agent/datapath/testnode"
 	"lash.internal/lash/bpf"
@@ -98,6 +101,50 @@ func TestLinkedMapsChangeTogether(t *testing.T) {
 	}
 	if again := openLinked(t, root, map[string]uint32{"maglev": 100}); len(again.Created) != 0 || again.Diverged() {
 		t.Errorf("created %v, diverged %v", again.Created, again.Diverged())
+	}
+}
+
+// TestPaddingGoes finds backends of a version that had padding at their end.
+func TestPaddingGoes(t *testing.T) {
+	root := testnode.BPFFS(t)
+	first := openLinked(t, root, nil)
+	fillLinked(t, first)
+	wide := first.Of("backend")
+	spec, err := bpf.LoadTc()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ms := spec.Maps["backend"]
+	ms.MaxEntries, ms.ValueSize, ms.Value = 64, wide.ValueSize()+8, nil
+	old, err := ebpf.NewMap(ms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	for id, gen := range map[uint32]uint16{0: 2, 5: 9, 63: 4} {
+		if err := old.Put(id, struct {
+			bpf.Backend
+			Pad [8]uint8
+		}{Backend: bpf.Backend{Gen: gen}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(Dir(root), pinName("backend"))
+	if err := errors.Join(os.Remove(path), old.Pin(path)); err != nil {
+		t.Fatal(err)
+	}
+	next := openLinked(t, root, nil)
+	checkLinked(t, next, "without padding")
+	var all []uint16
+	for _, id := range []uint32{0, 5, 6, 63} {
+		var b bpf.Backend
+		if err := next.Of("backend").Lookup(id, &b); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, b.Gen)
+	}
+	if !slices.Equal(all, []uint16{2, 9, 0, 4}) {
+		t.Errorf("generations of backends: %v", all)
 	}
 }
 

@@ -231,7 +231,7 @@ func (s *Set) Replacements(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	out := map[string]*ebpf.Map{}
 	for name, ms := range spec.Maps {
 		if m := s.maps[name]; m != nil {
-			out[name], ms.MaxEntries = m, m.MaxEntries()
+			out[name], ms.MaxEntries, ms.Flags = m, m.MaxEntries(), m.Flags()
 		} else if strings.HasSuffix(name, prevSuffix) {
 			ms.MaxEntries = 1 // a placeholder
 		}
