@@ -280,10 +280,23 @@ func (s *Server) put(ep state.Endpoint) state.Revision {
 	return w.Commit()
 }
 
-// change writes what f makes of the row of an endpoint; it does nothing when the row is gone.
+// change writes what f makes of the row and the file of an endpoint; it does nothing when the row is
+// gone.
 func (s *Server) change(id uint16, f func(*state.Endpoint)) (state.Endpoint, state.Revision, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	ep, rev, ok := s.changeRow(id, f)
+	if !ok {
+		return ep, rev, ok
+	}
+	if err := s.save(ep, s.links[id]); err != nil {
+		s.log.Warn("cannot save endpoint", "endpoint", id, "error", err)
+	}
+	return ep, rev, true
+}
+
+// changeRow writes what f makes of the row of an endpoint. The caller holds mu.
+func (s *Server) changeRow(id uint16, f func(*state.Endpoint)) (state.Endpoint, state.Revision, bool) {
 	ep, ok := s.t.Endpoints.Get(id)
 	if !ok {
 		return state.Endpoint{}, 0, false
@@ -291,11 +304,7 @@ func (s *Server) change(id uint16, f func(*state.Endpoint)) (state.Endpoint, sta
 	f(&ep)
 	w := s.t.DB.WriteTxn()
 	s.t.Endpoints.Insert(w, ep)
-	rev := w.Commit()
-	if err := s.save(ep, s.links[id]); err != nil {
-		s.log.Warn("cannot save endpoint", "endpoint", id, "error", err)
-	}
-	return ep, rev, true
+	return ep, w.Commit(), true
 }
 
 func (s *Server) answer(ep state.Endpoint, link Link) *wire.Interface {
@@ -324,7 +333,10 @@ func (s *Server) MarkReady(_ context.Context, a wire.Attachment) error {
 	if len(have) == 0 {
 		return tryAgain(false, "no endpoint of container %s", a.ContainerID)
 	}
-	s.change(have[0].ID, func(e *state.Endpoint) { e.State = state.EndpointReady })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// The file says nothing of it: a start brings every endpoint back to ready by itself.
+	s.changeRow(have[0].ID, func(e *state.Endpoint) { e.State = state.EndpointReady })
 	return nil
 }
 

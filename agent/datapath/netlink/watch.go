@@ -86,11 +86,13 @@ func (w *Watcher) follow(ctx context.Context) error {
 					return net.ErrClosed
 				}
 				relevant = !ours(u.Attrs().Name)
-			case _, ok := <-addrs:
+			case u, ok := <-addrs:
 				if !ok {
 					return net.ErrClosed
 				}
-				relevant = true
+				// Each new pod's device gets one of the others, and a list of all takes the kernel's
+				// lock of devices.
+				relevant = !u.LinkAddress.IP.IsLinkLocalUnicast()
 			case u, ok := <-routes:
 				if !ok {
 					return net.ErrClosed
