@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -351,7 +350,7 @@ func (a *Agent) ready() error {
 	}
 	a.log.Info("ready", "entriesWritten", written, "after", time.Since(a.start).Round(time.Millisecond), "generation", a.kernel.choice.Programs.Hash,
 		"adopted", a.kernel.choice.Programs.Adopted)
-	debug.FreeOSMemory() // a start takes several times what the long time after it does
+	a.giveBack()
 	return nil
 }
 

@@ -131,11 +131,7 @@ func (a *Agent) moveFlows(ctx context.Context) error {
 		crash.At(crash.Moved)
 	}
 	k.constant.FlowsMove = false
-	next, err := k.choose()
-	if err == nil && next.Problem != nil {
-		err = next.Problem
-		next.Close()
-	}
+	next, err := k.chooseAgain()
 	if err != nil {
 		a.log.Warn("the programs that look into both tables stay until the next start", "error", err)
 		return nil
@@ -154,5 +150,6 @@ func (a *Agent) moveFlows(ctx context.Context) error {
 	a.svc.flows.Use(progs)
 	last.Close()
 	a.retire()
+	a.giveBack()
 	return nil
 }

@@ -52,7 +52,6 @@ type kernel struct {
 	underlay6   bool
 	underlayMTU int
 	podMTU      int // largest packet between pods of two nodes
-	specs       *loader.Specs
 	constant    bpf.Config // what the programs are loaded with
 	maps        *maps.Set
 	choice      *upgrade.Choice
@@ -113,10 +112,10 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	if err := k.reservePorts(constants); err != nil {
 		return err
 	}
-	if k.specs, err = loader.Read(); err != nil {
+	specs, err := loader.Read()
+	if err != nil {
 		return err
 	}
-	specs := k.specs
 	sizes := lbmap.Sizes(constants.MaglevSize, 0)
 	stdmaps.Copy(sizes, cfg.TableSizes())
 	if k.maps, err = specs.OpenMaps(cfg.BPFRoot, sizes); err != nil {
@@ -131,7 +130,7 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 		constants.FlowsMove = true
 	}
 	k.constant = constants
-	if k.choice, err = k.choose(); err != nil {
+	if k.choice, err = k.choose(specs); err != nil {
 		return err
 	}
 	crash.At(crash.Loaded)
@@ -149,6 +148,21 @@ func (k *kernel) open(self state.Node, pool *ipam.Pool) error {
 	return nil
 }
 
+// chooseAgain decides once more, after something has changed. The objects are read again for that:
+// kept, they would be a third of what the agent holds of its own.
+func (k *kernel) chooseAgain() (*upgrade.Choice, error) {
+	specs, err := loader.Read()
+	if err != nil {
+		return nil, err
+	}
+	next, err := k.choose(specs)
+	if err != nil || next.Problem == nil {
+		return next, err
+	}
+	next.Close()
+	return nil, next.Problem
+}
+
 // reservePorts keeps the node's own connections from getting ports that packets to the node are
 // translated at.
 func (k *kernel) reservePorts(c bpf.Config) error {
@@ -160,9 +174,9 @@ func (k *kernel) reservePorts(c bpf.Config) error {
 }
 
 // choose decides which generation of programs the node runs with the constants and maps as they are.
-func (k *kernel) choose() (*upgrade.Choice, error) {
+func (k *kernel) choose(specs *loader.Specs) (*upgrade.Choice, error) {
 	return upgrade.Choose(upgrade.Options{
-		BPFRoot: k.cfg.BPFRoot, Specs: k.specs, Maps: k.maps, Config: k.constant, Features: k.features.String(), Log: k.log,
+		BPFRoot: k.cfg.BPFRoot, Specs: specs, Maps: k.maps, Config: k.constant, Features: k.features.String(), Log: k.log,
 	})
 }
 
