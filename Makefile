@@ -98,9 +98,11 @@ test: deps build lint check-generate ## Everything that CI runs: lint, generated
 REPORTS  := connectivity/e2e/reports
 report    = { echo "$$(date -u +%F) $$(uname -r), $$(nproc) CPUs: $(1)"; $(1) 2>&1 | grep -E '^ *(=== RUN|---|ok|FAIL)|_test.go:[0-9]+:'; } | tee $(REPORTS)/$(2).txt
 
+CRASH ?= TestNoLoss|TestCrashPoints
+
 .PHONY: test-crash
-test-crash: deps gen-deps build ## Every crash, upgrade and change of size under load, tunnel and native (two hours)
-	$(call report,LASH_E2E=1 LASH_CRASH=1 go test -count=1 -timeout 180m -v -run 'TestNoLoss|TestCrashPoints' ./connectivity/e2e,crash)
+test-crash: deps gen-deps build ## Every crash, upgrade and change of size under load: tunnel, native, DSR (four hours); CRASH=TestNoLoss/dsr
+	$(call report,LASH_E2E=1 LASH_CRASH=1 go test -count=1 -timeout 360m -v -run '$(CRASH)' ./connectivity/e2e,crash)
 
 .PHONY: test-long
 test-long: deps build ## 300 first packets over a slow API server; the connectivity test 20 times in clusters of each kind

@@ -3,14 +3,11 @@
 package e2e
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -23,35 +20,17 @@ import (
 	"lash.internal/lash/connectivity/probe"
 )
 
-// path is one way that the load takes. The control path leads between the same nodes, but past all
-// of Lash: what is lost there was lost by the machine.
-type path struct {
-	name    string
-	control bool
-	command []string // the program that runs the soak
-	args    []string
-}
-
-// load is a soak on every path, from when it starts until stop.
-type load struct {
-	t   *testing.T
-	bed *crashBed
-	// What the servers had not read before.
-	unreadControl, unreadOthers int
-	stops                       []io.Closer
-	wg                          sync.WaitGroup
-	mu                          sync.Mutex
-	got                         map[string]probe.SoakResult
-}
-
 // crashBed is a cluster with servers, clients and a control path.
 type crashBed struct {
 	*cluster
 	plan   plan
+	mode   mode
 	a, b   string // nodes; the servers are on a
 	pid    string // of a process in the server's pod
 	server string // UDP echo in a pod of a
-	paths  []path
+	// nodePort is the address of node b at which the Service's TCP port is open.
+	nodePort string
+	paths    []path
 }
 
 const bareSubnet = "10.99"
@@ -88,14 +67,15 @@ func newPlan(t *testing.T) plan {
 	return p
 }
 
-// newCrashBed makes the cluster and installs Lash with the given flags.
-func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crashBed {
+// newCrashBed makes the cluster and installs Lash in a mode.
+func newCrashBed(t *testing.T, prefix string, plan plan, m mode) *crashBed {
 	t.Helper()
+	name := prefix + m.name
 	c := newCluster(t, name, "--ip-family", "dual", "--workers", "1")
 	c.loadImage(c.lash)
-	c.ok(append([]string{"install", "--wait", "--yes"}, install...)...)
+	c.ok(append([]string{"install", "--wait", "--yes"}, m.flags...)...)
 	c.ok("status", "--wait")
-	bed := &crashBed{cluster: c, plan: plan, a: "control-plane", b: "worker"}
+	bed := &crashBed{cluster: c, plan: plan, mode: m, a: "control-plane", b: "worker"}
 	t.Cleanup(func() {
 		if t.Failed() { // before the cluster goes
 			file := filepath.Join(os.TempDir(), name+"-sysdump")
@@ -104,8 +84,8 @@ func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crash
 	})
 	c.apply(t, "soak.yaml", map[string]string{"NODEA": "lash-" + name + "-" + bed.a, "NODEB": "lash-" + name + "-" + bed.b})
 	c.kubectl("wait", "--for=condition=Ready", "pod/server", "pod/near", "pod/far", "--timeout=90s")
-	bed.bare()
 	external := bed.outside()
+	bed.bare()
 	var pod struct {
 		Status struct{ PodIPs []struct{ IP string } }
 	}
@@ -114,13 +94,6 @@ func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crash
 	}
 	v4, v6 := pod.Status.PodIPs[0].IP, pod.Status.PodIPs[1].IP
 	bed.server = net.JoinHostPort(v4, "8082")
-	vip := strings.TrimSpace(c.kubectl("get", "service", "soak", "-o", "jsonpath={.spec.clusterIP}"))
-	to := func(ip string, flags ...string) []string {
-		return append([]string{
-			"--udp", net.JoinHostPort(ip, "8082"), "--tcp", net.JoinHostPort(ip, "8081"),
-			"--rate", strconv.Itoa(plan.rate), "--flows", strconv.Itoa(plan.flows),
-		}, flags...)
-	}
 	// Inside the pods' network, but not by way of the API server, which some events take away, and with
 	// the right to as much room for datagrams as a busy machine needs.
 	holder := func(node, port string) string {
@@ -130,32 +103,85 @@ func newCrashBed(t *testing.T, name string, plan plan, install ...string) *crash
 		}
 		return pid
 	}
-	in := func(node, port string) []string {
-		return []string{c.lash, "cluster", "exec", "--name", name, node, "--", "nsenter", "-t", holder(node, port), "-n", c.lash, "connectivity", "soak"}
+	on := func(machine string, enter ...string) []string {
+		return append(append([]string{c.lash, "cluster", "exec", "--name", name, machine, "--"}, enter...), c.lash, "connectivity", "soak")
 	}
+	in := func(node, port string) []string { return on(node, "nsenter", "-t", holder(node, port), "-n") }
 	bed.pid = holder(bed.a, "8083")
 	bed.background(bed.a, "nsenter", "-t", bed.pid, "-n", bed.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
-	near, far := in(bed.a, "8084"), in(bed.b, "8084")
+	near, far, outside := in(bed.a, "8084"), in(bed.b, "8084"), on("external")
+	vip := bed.get("service", "soak", "{.spec.clusterIP}")
 	bed.paths = []path{
-		{name: "same node", command: near, args: to(v4)},
-		{name: "other node", command: far, args: to(v4, "--new")},
-		{name: "other node IPv6", command: far, args: to(v6)},
-		{name: "ClusterIP", command: far, args: to(vip, "--new")},
-		{name: "masquerade", command: far, args: to(external)},
-		{
-			name: "control", control: true,
-			command: []string{c.lash, "cluster", "exec", "--name", name, bed.b, "--", "ip", "netns", "exec", "bare", c.lash, "connectivity", "soak"},
-			args:    to(bareSubnet+".0.2", "--new"),
-		},
+		{name: "same node", command: near, args: bed.to(v4)},
+		{name: "other node", command: far, args: bed.to(v4, "--new")},
+		{name: "other node IPv6", command: far, args: bed.to(v6)},
+		{name: "ClusterIP", command: far, args: bed.to(vip, "--new")},
+		{name: "masquerade", command: far, args: bed.to(external)},
+		{name: "NodePort", command: outside, args: bed.toNodePort("--new")},
+		{name: "control", control: true, command: on(bed.b, "ip", "netns", "exec", "bare"), args: bed.to(bareSubnet+".0.2", "--new")},
+		{name: "control outside", control: true, command: outside, args: bed.to(bareSubnet+".0.2", "--new")},
 	}
+	bed.answers(t, m.answers)
 	return bed
 }
 
-// bare makes a namespace on each node, routed to the other by the nodes' own routes.
+// to are the flags of a soak to the servers at an address.
+func (b *crashBed) to(ip string, flags ...string) []string {
+	return b.soak(net.JoinHostPort(ip, "8082"), net.JoinHostPort(ip, "8081"), flags...)
+}
+
+func (b *crashBed) soak(udp, tcp string, flags ...string) []string {
+	return append([]string{"--udp", udp, "--tcp", tcp, "--rate", strconv.Itoa(b.plan.rate), "--flows", strconv.Itoa(b.plan.flows)}, flags...)
+}
+
+// toNodePort are the flags of a soak to the Service's ports on the node that has no backend.
+func (b *crashBed) toNodePort(flags ...string) []string {
+	ip, port := b.address(b.b), map[string]string{}
+	for _, name := range []string{"udp", "tcp"} {
+		port[name] = net.JoinHostPort(ip, b.get("service", "soak", fmt.Sprintf("{.spec.ports[?(@.name==%q)].nodePort}", name)))
+	}
+	b.nodePort = port["tcp"]
+	return b.soak(port["udp"], port["tcp"], flags...)
+}
+
+// get reads a field of an object.
+func (b *crashBed) get(kind, name, field string) string {
+	b.t.Helper()
+	return strings.TrimSpace(b.kubectl("get", kind, name, "-o", "jsonpath="+field))
+}
+
+// address is the first one of a node.
+func (b *crashBed) address(node string) string {
+	b.t.Helper()
+	return b.get("node", "lash-"+b.name+"-"+node, "{.status.addresses[0].address}")
+}
+
+// Who answers a caller from outside whose backend is on another node.
+const (
+	router  = "the node that was called" // and the backend sees a node's address
+	backend = "the backend's node"       // and the backend sees the caller's
+)
+
+// answers waits until callers from outside are answered by the given side: the path through the
+// NodePort is what its mode says.
+func (b *crashBed) answers(t *testing.T, by string) {
+	t.Helper()
+	b.until(t, "a caller from outside is answered by "+by, func() (bool, string) {
+		r := b.run("cluster", "exec", "--name", b.name, "external", "--", b.lash, "connectivity", "probe", "tcp", b.nodePort)
+		var got probe.Result
+		if err := json.Unmarshal([]byte(r.out), &got); err != nil || !got.OK {
+			return false, r.all()
+		}
+		return (got.Seen == got.Local) == (by == backend), r.out
+	})
+}
+
+// bare makes a namespace on each node, routed to the other by the nodes' own routes; the host outside
+// reaches the one with the servers by way of the other node.
 func (b *crashBed) bare() {
 	b.t.Helper()
 	for i, node := range []string{b.a, b.b} {
-		peer := strings.TrimSpace(b.kubectl("get", "node", "lash-"+b.name+"-"+[]string{b.b, b.a}[i], "-o", "jsonpath={.status.addresses[0].address}"))
+		peer := b.address([]string{b.b, b.a}[i])
 		b.node(node, "sh", "-ec", fmt.Sprintf(`
 ip netns add bare
 ip link add vethbare type veth peer name eth0 netns bare
@@ -167,6 +193,10 @@ ip -n bare link set eth0 up
 ip -n bare route add default via %[1]s.%[2]d.1
 ip route add %[1]s.%[3]d.0/24 via %[4]s`, bareSubnet, i, 1-i, peer))
 	}
+	// The host outside takes the way through node b, as it does to a NodePort there, and is not to learn a shorter one.
+	b.node("external", "sh", "-ec", fmt.Sprintf(`
+for d in all eth0; do echo 0 >/proc/sys/net/ipv4/conf/$d/accept_redirects; done
+ip route add %s.0.0/24 via %s`, bareSubnet, b.address(b.b)))
 	b.background(b.a, "ip", "netns", "exec", "bare", b.lash, "connectivity", "echo", "--tcp", "8081", "--udp", "8082")
 }
 
@@ -181,104 +211,26 @@ func (b *crashBed) outside() string {
 	return ready.Addresses[i]
 }
 
-// start puts load on all paths. The caller's event follows; stop collects.
-func (b *crashBed) start(t *testing.T) *load {
-	t.Helper()
-	l := &load{t: t, bed: b, got: map[string]probe.SoakResult{}}
-	l.unreadControl, l.unreadOthers = b.unread()
-	for _, p := range b.paths {
-		cmd := exec.Command(p.command[0], append(slices.Clone(p.command[1:]), p.args...)...)
-		cmd.Env = append(os.Environ(), "KUBECONFIG="+b.kubeconfig)
-		var out, errOut bytes.Buffer
-		cmd.Stdout, cmd.Stderr = &out, &errOut
-		in, err := cmd.StdinPipe()
-		if err == nil {
-			err = cmd.Start()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.stops = append(l.stops, in)
-		l.wg.Go(func() {
-			err := cmd.Wait()
-			var r probe.SoakResult
-			if jerr := json.Unmarshal(out.Bytes(), &r); err != nil || jerr != nil {
-				t.Errorf("%s: %v: %s %s", p.name, err, out.String(), errOut.String())
-			}
-			l.mu.Lock()
-			l.got[p.name] = r
-			l.mu.Unlock()
-		})
-	}
-	time.Sleep(2 * time.Second) // of undisturbed load
-	return l
-}
-
-// unread counts the datagrams that the servers' sockets had no room for since they began, because
-// the machine was too busy to read them: those of the control path, and those of all others.
-func (b *crashBed) unread() (control, others int) {
-	b.t.Helper()
-	sum := func(table string) (total int) {
-		for _, line := range strings.Split(table, "\n") {
-			if f := strings.Fields(line); len(f) > 12 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", 8082)) {
-				n, err := strconv.Atoi(f[len(f)-1])
-				if err != nil {
-					b.t.Fatal(err)
-				}
-				total += n
-			}
-		}
-		return total
-	}
-	others = sum(b.node(b.a, "cat", "/proc/"+b.pid+"/net/udp", "/proc/"+b.pid+"/net/udp6")) +
-		sum(b.node("external", "cat", "/proc/net/udp", "/proc/net/udp6"))
-	return sum(b.node(b.a, "ip", "netns", "exec", "bare", "cat", "/proc/net/udp", "/proc/net/udp6")), others
-}
-
-// stop ends the load and judges it: nothing may be lost beyond what the control path loses and what
-// reached a process that did not read it in time.
-func (l *load) stop(paths []path) {
-	l.t.Helper()
-	time.Sleep(2 * time.Second) // of load after the event
-	for _, s := range l.stops {
-		_ = s.Close()
-	}
-	l.wg.Wait()
-	control, lost := l.got["control"], 0
-	unreadControl, unread := l.bed.unread()
-	unread -= l.unreadOthers
-	for _, p := range paths {
-		r := l.got[p.name]
-		l.t.Logf("%-16s UDP %d sent %d lost (%d unread) %d twice, gap %.1f ms; TCP %d flows %d broken, %d exchanges, slowest %.1f ms, %d sent again; new %d, %d failed, slowest %.1f ms %v %v",
-			p.name, r.UDPSent, r.UDPLost, r.UDPFull, r.UDPDuplicated, ms(r.UDPLongestGap), r.Flows, r.FlowsBroken, r.Exchanges, ms(r.FlowLongest), r.Retransmits,
-			r.NewDone, r.NewFailed, ms(r.NewLongest), r.Holes, r.Errors)
-		if p.control {
-			continue
-		}
-		lost += r.UDPLost
-		if r.UDPSent == 0 || r.UDPDuplicated > control.UDPDuplicated ||
-			r.FlowsBroken > control.FlowsBroken || r.NewFailed > control.NewFailed || r.Exchanges == 0 {
-			l.t.Errorf("%s lost more than the control path", p.name)
-		}
-	}
-	onControl := control.UDPLost - (unreadControl - l.unreadControl)
-	lost -= unread
-	l.t.Logf("%d datagrams were lost on the way, on the control path %d; servers did not read %d others in time", lost, onControl, unread)
-	if lost > max(0, onControl) {
-		l.t.Errorf("more datagrams were lost than on the control path")
-	}
-}
-
-func ms(us int64) float64 { return float64(us) / 1000 }
-
 // during runs an event under load.
 func (b *crashBed) during(t *testing.T, name string, event func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { b.underLoad(t, event) })
+}
+
+func (b *crashBed) underLoad(t *testing.T, event func(t *testing.T)) {
+	t.Helper()
+	defer func(outer *testing.T) { b.t = outer }(b.t)
+	b.t = t
+	l := b.start(t)
+	defer l.stop(b.paths) // also when the event has failed
+	event(t)
+}
+
+// duringUpgrade goes to the version of another CLI under load. The CLI is made before the load, and
+// only when it is asked for.
+func (b *crashBed) duringUpgrade(t *testing.T, name string, cli func() string, flags ...string) {
 	t.Run(name, func(t *testing.T) {
-		defer func(outer *testing.T) { b.t = outer }(b.t)
-		b.t = t
-		l := b.start(t)
-		defer l.stop(b.paths) // also when the event has failed
-		event(t)
+		lash := cli()
+		b.underLoad(t, func(t *testing.T) { b.upgrade(t, lash, flags...) })
 	})
 }
 
@@ -345,11 +297,22 @@ func (b *crashBed) events(t *testing.T) {
 	if b.plan.full {
 		b.rarer(t)
 	}
-	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, "--set", "bpf.ctTcpMax=200000", "--restart") })
-	next, layout := b.build("0.1.1", "", changedPrograms), b.build("0.1.2", "", changedLayout)
-	b.during(t, "upgrade to changed programs", func(t *testing.T) { b.upgrade(t, next) })
+	resize := []string{"--restart", "--set", "bpf.ctTcpMax=200000"}
+	if !b.plan.full { // a sample has one cluster, whose upgrades meet flows of the other mode
+		resize = append(resize, b.mode.change...)
+	}
+	b.during(t, "more flows fit", func(t *testing.T) { b.upgrade(t, b.lash, resize...) })
+	if !b.plan.full {
+		b.answers(t, b.mode.changed)
+	}
+	layout := sync.OnceValue(func() string { return b.build("0.1.2", "", changedLayout) })
+	b.duringUpgrade(t, "upgrade to changed programs", func() string { return b.build("0.1.1", "", changedPrograms) })
 	b.during(t, "downgrade", func(t *testing.T) { b.upgrade(t, b.lash) })
-	b.during(t, "upgrade to another layout of flows", func(t *testing.T) { b.upgrade(t, layout) })
+	b.duringUpgrade(t, "upgrade to another layout of flows", layout)
+	if b.plan.full && len(b.mode.change) > 0 {
+		b.duringUpgrade(t, "callers from outside are answered by "+b.mode.changed, layout, append([]string{"--restart"}, b.mode.change...)...)
+		b.answers(t, b.mode.changed)
+	}
 }
 
 // rarer are events that a sample leaves out.
@@ -454,25 +417,37 @@ func (b *crashBed) remount(t *testing.T) {
 	b.replace(t, b.b)
 }
 
-// modes are the ways between nodes, with the flags that choose them.
-var modes = []struct {
-	name  string
-	flags []string
-}{
-	{name: "tunnel"},
-	{"native", []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}},
+// mode is a way between nodes and to callers from outside.
+type mode struct {
+	name    string
+	flags   []string // that choose it
+	answers string   // who answers callers from outside
+	// change are the flags that change who answers, and changed is who does then. With native routing
+	// there is no choice.
+	change  []string
+	changed string
 }
 
+var (
+	snat  = []string{"--set", "loadBalancer.mode=snat"}
+	dsr   = []string{"--set", "loadBalancer.mode=dsr"}
+	modes = []mode{
+		{name: "tunnel", answers: router, change: dsr, changed: backend},
+		{name: "native", flags: []string{"--datapath-mode", "native", "--set", "autoDirectNodeRoutes=true"}, answers: router},
+		{name: "dsr", flags: dsr, answers: backend, change: snat, changed: router},
+	}
+)
+
 // TestNoLoss does to the agents what happens to agents, under load. LASH_CRASH=1 does all of it, in
-// tunnel and native mode, with LASH_CRASH_KILLS random kills; else it is a sample. On each path there
-// are LASH_CRASH_RATE datagrams a second and LASH_CRASH_FLOWS connections.
+// each mode, with LASH_CRASH_KILLS random kills; else it is a sample. On each path there are
+// LASH_CRASH_RATE datagrams a second and LASH_CRASH_FLOWS connections.
 func TestNoLoss(t *testing.T) {
 	plan, prefix, modes := newPlan(t), "crash-", modes
 	if !plan.full {
 		prefix, modes = "noloss-", modes[:1]
 	}
 	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) { newCrashBed(t, prefix+m.name, plan, m.flags...).events(t) })
+		t.Run(m.name, func(t *testing.T) { newCrashBed(t, prefix, plan, m).events(t) })
 	}
 }
 
@@ -483,6 +458,6 @@ func TestCrashPoints(t *testing.T) {
 		t.Skip("set LASH_CRASH=1 to crash the agent at every named point")
 	}
 	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) { newCrashBed(t, "crash-"+m.name, plan, m.flags...).points(t) })
+		t.Run(m.name, func(t *testing.T) { newCrashBed(t, "crash-", plan, m).points(t) })
 	}
 }
