@@ -43,6 +43,7 @@ type Agent struct {
 	start  time.Time
 
 	source    *kube.Source
+	servers   *reconcile.Chain // nil where the API server is a Service of others
 	k8s       kube.ServerVersion
 	node      state.Node
 	pool      *ipam.Pool
@@ -91,15 +92,10 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("health", a.serveHealth)
 
 	// Sources: the API server, the devices of the node, the container runtime.
-	client, err := kube.NewClient(kube.ClientOptions{UserAgent: "cilium-agent", Kubeconfig: cfg.Kubeconfig})
+	client, err := a.connect(background)
 	if err != nil {
 		return err
 	}
-	a.source = kube.NewSource(client, a.tables, kube.SourceOptions{
-		NodeName: cfg.NodeName, ClusterPool: cfg.ClusterPool, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
-		SetNodeCondition: cfg.SetCiliumIsUp, Log: log,
-	})
-	background("kubernetes", func(ctx context.Context) error { a.source.Run(ctx); return nil })
 	if err := a.learn(ctx); err != nil {
 		return cause(ctx, err)
 	}
@@ -179,6 +175,29 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("upgrade", func(ctx context.Context) error { return a.settle(ctx, probation, attach.AuditInterval) })
 	<-ctx.Done()
 	return cause(ctx, nil)
+}
+
+// connect makes the client of the API server, and starts what mirrors it.
+func (a *Agent) connect(background func(string, func(context.Context) error)) (*kube.Client, error) {
+	cfg := a.cfg
+	client, err := kube.NewClient(kube.ClientOptions{
+		UserAgent: "cilium-agent", Kubeconfig: cfg.Kubeconfig, NodeName: cfg.NodeName,
+		Servers: cfg.APIServers, Follow: cfg.KubeProxyReplacement, ServersFile: cfg.APIServersFile(), Log: a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.source = kube.NewSource(client, a.tables, kube.SourceOptions{
+		NodeName: cfg.NodeName, ClusterPool: cfg.ClusterPool, IPv4: cfg.IPv4, IPv6: cfg.IPv6,
+		SetNodeCondition: cfg.SetCiliumIsUp, Log: a.log,
+	})
+	background("kubernetes", func(ctx context.Context) error { a.source.Run(ctx); return nil })
+	if client.Servers != nil {
+		a.servers = kube.FollowServers(client, a.tables, a.log)
+		background("API servers", client.Servers.Run)
+		background(a.servers.Name(), func(ctx context.Context) error { a.servers.Run(ctx); return nil })
+	}
+	return client, nil
 }
 
 // cause is the error that a part has ended the agent with, or else err.

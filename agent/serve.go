@@ -194,8 +194,10 @@ func (a *Agent) cniFile() api.Status {
 // controllers are the loops and the writers of Kubernetes objects.
 func (a *Agent) controllers() []api.Controller {
 	var loops []reconcile.Status
-	for _, c := range append(a.chains(), a.svc.health) {
-		loops = append(loops, c.Status()...)
+	for _, c := range append(a.chains(), a.svc.health, a.servers) {
+		if c != nil {
+			loops = append(loops, c.Status()...)
+		}
 	}
 	return rest.ControllersOf(append(loops, writerLoops(a.source.WriterHealth())...), time.Now())
 }

@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -84,11 +86,29 @@ func (d *derivation) services() {
 		d.say("ℹ️  Cilium will fully replace all functionalities of kube-proxy")
 		d.set("kubeProxyReplacement", "true")
 	}
-	if d.get("k8sServiceHost") == nil {
-		d.set("k8sServiceHost", d.f.APIHost)
-		if d.get("k8sServicePort") == nil {
-			d.set("k8sServicePort", d.f.APIPort)
+	d.apiServers()
+}
+
+// apiServers says where nodes find the API servers before anything makes the Service kubernetes work.
+// Agents learn of others by themselves once they have reached one.
+func (d *derivation) apiServers() {
+	host, port := d.f.APIHost, d.f.APIPort
+	given := wordsOf(d.get("k8s.apiServerURLs"))
+	if len(given) > 0 {
+		u, err := url.Parse(given[0])
+		if err != nil {
+			return // the agents' own check says what is wrong with it
 		}
+		host, port = u.Hostname(), cmp.Or(u.Port(), "443")
+	}
+	if d.get("k8sServiceHost") == nil {
+		d.set("k8sServiceHost", host)
+		if d.get("k8sServicePort") == nil {
+			d.set("k8sServicePort", port)
+		}
+	}
+	if s := d.f.APIServers; len(given) == 0 && len(s) > 0 && (len(s) > 1 || s[0] != net.JoinHostPort(host, port)) {
+		d.set("k8s.apiServerURLs", "https://"+strings.Join(s, " https://"))
 	}
 }
 

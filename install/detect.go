@@ -3,6 +3,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -37,6 +38,8 @@ type Facts struct {
 	APIHost       string // address of the API server that nodes can use
 	APIPort       string
 	APIFromSlice  bool // taken from the EndpointSlice because the kubeconfig's host is a loopback
+	// APIServers are all API servers that the cluster names, as "address:port".
+	APIServers []string
 
 	PodCIDRs     bool // every node has spec.podCIDRs
 	IPv4, IPv6   bool // families of pods
@@ -68,7 +71,7 @@ func detect(ctx context.Context, c *Cluster, user map[string]any) (*Facts, error
 		return nil, err
 	}
 	f.clusterName(c, user)
-	if err := f.kubeProxy(ctx, c); err != nil {
+	if err := f.kubeProxy(ctx, c, user); err != nil {
 		return nil, err
 	}
 	if f.ServiceCIDRs, err = serviceCIDRs(ctx, c); err != nil {
@@ -142,8 +145,9 @@ func (f *Facts) clusterName(c *Cluster, user map[string]any) {
 	f.ClusterName = name
 }
 
-// kubeProxy finds out who serves Services, and, when nobody does, where the API server is.
-func (f *Facts) kubeProxy(ctx context.Context, c *Cluster) error {
+// kubeProxy finds out who serves Services, and, when nobody does, where the API servers are, as far as
+// the user has not said so.
+func (f *Facts) kubeProxy(ctx context.Context, c *Cluster, user map[string]any) error {
 	if f.Flavour == "K3s" {
 		f.KubeProxySkip = true
 		return nil
@@ -155,20 +159,29 @@ func (f *Facts) kubeProxy(ctx context.Context, c *Cluster) error {
 			return nil
 		}
 	}
+	if host, _ := lookup(user, "k8sServiceHost").(string); host != "" || len(wordsOf(lookup(user, "k8s.apiServerURLs"))) > 0 {
+		return nil
+	}
 	u, err := url.Parse(c.Server)
 	if err != nil {
 		return fmt.Errorf("the kubeconfig's server URL %q: %w", c.Server, err)
 	}
-	f.APIHost, f.APIPort = u.Hostname(), u.Port()
-	if f.APIPort == "" {
-		f.APIPort = "443"
-	}
+	f.APIHost, f.APIPort = u.Hostname(), cmp.Or(u.Port(), "443")
+	f.APIServers, err = apiServers(ctx, c)
 	if f.Flavour != "kind" && !isLoopback(f.APIHost) {
-		return nil
+		return nil // the servers behind it are good to know, not more
+	}
+	if err != nil {
+		return err
+	}
+	if len(f.APIServers) == 0 {
+		return fmt.Errorf("the kubeconfig's server %s is a loopback address and the Service default/kubernetes has no endpoint: give --set k8sServiceHost=ADDRESS --set k8sServicePort=PORT", c.Server)
 	}
 	f.APIFromSlice = true
-	f.APIHost, f.APIPort, err = apiServerFromSlice(ctx, c)
-	return err
+	if f.APIHost, f.APIPort, err = net.SplitHostPort(f.APIServers[0]); err != nil {
+		return fmt.Errorf("address of the API server: %w", err)
+	}
+	return nil
 }
 
 // isLoopback says whether no other machine can mean the same by this host.
@@ -180,22 +193,24 @@ func isLoopback(host string) bool {
 	return err == nil && (a.IsLoopback() || a.IsUnspecified())
 }
 
-func apiServerFromSlice(ctx context.Context, c *Cluster) (host, port string, err error) {
-	slices, err := c.Clientset.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
+// apiServers are the endpoints of default/kubernetes, which each API server adds itself to.
+func apiServers(ctx context.Context, c *Cluster) ([]string, error) {
+	list, err := c.Clientset.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{
 		LabelSelector: discoveryv1.LabelServiceName + "=kubernetes",
 	})
 	if err != nil {
-		return "", "", fmt.Errorf("looking for the API server's address: listing EndpointSlices of default/kubernetes: %w", err)
+		return nil, fmt.Errorf("looking for the API server's address: listing EndpointSlices of default/kubernetes: %w", err)
 	}
-	for i := range slices.Items {
-		s := &slices.Items[i]
+	var out []string
+	for i := range list.Items {
+		s := &list.Items[i]
 		for _, e := range s.Endpoints {
 			if len(e.Addresses) > 0 && len(s.Ports) > 0 && s.Ports[0].Port != nil {
-				return e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port)), nil
+				out = append(out, net.JoinHostPort(e.Addresses[0], strconv.Itoa(int(*s.Ports[0].Port))))
 			}
 		}
 	}
-	return "", "", fmt.Errorf("the kubeconfig's server %s is a loopback address and the Service default/kubernetes has no endpoint: give --set k8sServiceHost=ADDRESS --set k8sServicePort=PORT", c.Server)
+	return out, nil
 }
 
 // serviceCIDRs reads the ranges of Services. Clusters before 1.33 have no such objects; there the
@@ -296,6 +311,9 @@ func (f *Facts) Say(level string, say func(string, ...any)) {
 			say("ℹ️  Detecting real Kubernetes API server addr and port on Kind")
 		} else if f.APIFromSlice {
 			say("ℹ️  Detecting real Kubernetes API server addr and port: %s", net.JoinHostPort(f.APIHost, f.APIPort))
+		}
+		if len(f.APIServers) > 1 {
+			say("ℹ️  There are %d API servers, nodes use one that answers: %s", len(f.APIServers), strings.Join(f.APIServers, ", "))
 		}
 		say("🔮 Auto-detected kube-proxy has not been installed")
 	}

@@ -104,12 +104,15 @@ func serviceRange(cidrs ...string) *networkingv1.ServiceCIDR {
 	return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: cidrs}}
 }
 
-func apiSlice(addr string, port int32) *discoveryv1.EndpointSlice {
-	return &discoveryv1.EndpointSlice{
+func apiSlice(port int32, addrs ...string) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
-		Endpoints:  []discoveryv1.Endpoint{{Addresses: []string{addr}}},
 		Ports:      []discoveryv1.EndpointPort{{Port: &port}},
 	}
+	for _, a := range addrs {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}})
+	}
+	return s
 }
 
 // releaseSecret is a Helm release as Helm itself stores it.
@@ -174,7 +177,7 @@ func TestMessagesWithKubeProxy(t *testing.T) {
 
 func TestMessagesWithoutKubeProxy(t *testing.T) {
 	said, p, err := world{server: "https://127.0.0.1:39847", objects: []runtime.Object{
-		node("n1", "172.16.0.1", "10.244.0.0/24", "fd00:10:244::/64"), serviceRange("10.96.0.0/12", "fd00:10:96::/112"), apiSlice("172.16.0.1", 6443),
+		node("n1", "172.16.0.1", "10.244.0.0/24", "fd00:10:244::/64"), serviceRange("10.96.0.0/12", "fd00:10:96::/112"), apiSlice(6443, "172.16.0.1"),
 	}}.plan(t, "")
 	if err != nil {
 		t.Fatal(err)
@@ -205,6 +208,60 @@ func TestLoopbackServerWithoutEndpoint(t *testing.T) {
 	_, _, err := world{server: "https://localhost:6443", objects: []runtime.Object{node("n1", "172.16.0.1")}}.plan(t, "")
 	if err == nil || !strings.Contains(err.Error(), "give --set k8sServiceHost=ADDRESS") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestAPIServers says where nodes find the API servers, for clusters with one and with several.
+func TestAPIServers(t *testing.T) {
+	several := apiSlice(6443, "172.16.0.1", "172.16.0.2", "fd00::3")
+	for name, c := range map[string]struct {
+		server, values string
+		slice          *discoveryv1.EndpointSlice
+		host, port     string
+		urls           string
+	}{
+		"one": {server: "https://127.0.0.1:39847", slice: apiSlice(6443, "172.16.0.1"), host: "172.16.0.1", port: "6443"},
+		"several": {
+			server: "https://127.0.0.1:39847", slice: several, host: "172.16.0.1", port: "6443",
+			urls: "https://172.16.0.1:6443 https://172.16.0.2:6443 https://[fd00::3]:6443",
+		},
+		"behind a name": {
+			server: "https://api.example.org", slice: several, host: "api.example.org", port: "443",
+			urls: "https://172.16.0.1:6443 https://172.16.0.2:6443 https://[fd00::3]:6443",
+		},
+		"no slice, a name":               {server: "https://api.example.org:6443", host: "api.example.org", port: "6443"},
+		"the user's host":                {server: "https://127.0.0.1:39847", values: "{k8sServiceHost: vip.example.org, k8sServicePort: 6443}", slice: several, host: "vip.example.org", port: "6443"},
+		"the user's host, nothing found": {server: "https://127.0.0.1:39847", values: "{k8sServiceHost: vip.example.org, k8sServicePort: '443'}", host: "vip.example.org", port: "443"},
+		"the user's list": {
+			server: "https://127.0.0.1:39847", values: "{k8s: {apiServerURLs: 'https://192.0.2.1:7443 https://192.0.2.2'}}", slice: several,
+			host: "192.0.2.1", port: "7443", urls: "https://192.0.2.1:7443 https://192.0.2.2",
+		},
+	} {
+		objects := []runtime.Object{node("n1", "172.16.0.1", "10.244.0.0/24"), serviceRange("10.96.0.0/12")}
+		if c.slice != nil {
+			objects = append(objects, c.slice)
+		}
+		_, p, err := world{server: c.server, objects: objects}.plan(t, c.values)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for path, want := range map[string]string{"k8sServiceHost": c.host, "k8sServicePort": c.port, "k8s.apiServerURLs": c.urls} {
+			got := ""
+			if v := lookup(p.Values, path); v != nil {
+				got = fmt.Sprint(v)
+			}
+			if got != want {
+				t.Errorf("%s: %s is %q, want %q", name, path, got, want)
+			}
+		}
+		if line := fmt.Sprintf("k8s-api-server-urls: %q", c.urls); strings.Contains(p.Manifest, line) != (c.urls != "") {
+			t.Errorf("%s: the manifest has no %s", name, line)
+		}
+	}
+	_, _, err := world{objects: []runtime.Object{node("n1", "172.16.0.1", "10.244.0.0/24")}}.plan(t, "{k8s: {apiServerURLs: '192.0.2.1:6443'}}")
+	if err == nil || !strings.Contains(err.Error(), "apiServerURLs") || !strings.Contains(err.Error(), "https://192.0.2.1:6443") {
+		t.Errorf("an address that is no URL: %v", err)
 	}
 }
 

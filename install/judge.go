@@ -16,7 +16,7 @@ var valueOf = map[string]string{
 	"node-port-range": "nodePort.range", "nodeport-addresses": "nodePort.addresses", "bpf-lb-mode": "loadBalancer.mode",
 	"bpf-lb-algorithm": "loadBalancer.algorithm", "bpf-lb-acceleration": "loadBalancer.acceleration", "bpf-lb-dsr-dispatch": "loadBalancer.dsrDispatch",
 	"bpf-lb-maglev-table-size": "maglev.tableSize", "bpf-lb-maglev-hash-seed": "maglev.hashSeed",
-	"kube-proxy-replacement-healthz-bind-address": "kubeProxyReplacementHealthzBindAddr",
+	"kube-proxy-replacement-healthz-bind-address": "kubeProxyReplacementHealthzBindAddr", "k8s-api-server-urls": "k8s.apiServerURLs",
 }
 
 var optionWord = regexp.MustCompile(`[a-z0-9]+(-[a-z0-9]+)+`)

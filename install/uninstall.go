@@ -201,8 +201,11 @@ type folders struct {
 	taint                                            string
 }
 
-// stateDir is the agent's state folder on the nodes.
-const stateDir = "/run/lash"
+// Folders of the agent on the nodes: of its state, and of what it keeps over a reboot.
+const (
+	stateDir = "/run/lash"
+	keepDir  = "/var/lib/lash-agent"
+)
 
 // places reads them from the release's values over its chart's defaults, or without a release from
 // the defaults of this version.
@@ -281,6 +284,7 @@ func cleaner(f folders) nodeJob {
 		{"/var/lib/cni", "/host/var/lib/cni"},
 		{f.run, "/var/run/cilium"},
 		{stateDir, stateDir},
+		{keepDir, keepDir},
 		{"/proc/sys/net", "/host/proc/sys/net"}, // sysctls go back to what they were
 	} {
 		hostMount(&s, &clean, m[0], corev1.HostPathDirectoryOrCreate, corev1.VolumeMount{MountPath: m[1]})
@@ -299,7 +303,7 @@ func cleaner(f folders) nodeJob {
 	}
 	// The folders that hold mount points and folders of ours.
 	for _, dir := range slices.Compact(slices.Sorted(slices.Values([]string{
-		"/run", path.Dir(f.bpfRoot), parentOf(f.cgroupRoot), parentOf(f.run),
+		"/run", path.Dir(f.bpfRoot), parentOf(f.cgroupRoot), parentOf(f.run), parentOf(keepDir),
 	}))) {
 		m := m
 		m.MountPath = path.Join("/host", dir)

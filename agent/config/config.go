@@ -92,7 +92,9 @@ type Config struct {
 	EndpointGCInterval  time.Duration
 	CompatibilityLevel  string
 	Kubeconfig          string
+	APIServers          []string // to choose among, "host:port"
 	StateDir            string
+	KeepDir             string
 	RunDir              string
 	KubernetesNamespace string
 	OperatorLeaderElect bool
@@ -298,6 +300,9 @@ func readDir(dir string) (map[string]string, error) {
 	}
 	return out, nil
 }
+
+// APIServersFile is where a node keeps the addresses of the API servers.
+func (c *Config) APIServersFile() string { return filepath.Join(c.KeepDir, "api-servers.json") }
 
 // TableSizes are the entries of the flow tables by name, in the proportions that they have at first;
 // none where nothing is wished.

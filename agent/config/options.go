@@ -3,11 +3,13 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -88,7 +90,9 @@ func runtimeOptions() []option {
 		toggle("debug", "false", "log more", func(c *Config) *bool { return &c.Debug }),
 		{key: "log-opt", def: "", help: `{"format":"text"} or {"format":"json"}`, set: setLogOpt},
 		text("k8s-kubeconfig-path", "", "kubeconfig; empty: the pod's service account", func(c *Config) *string { return &c.Kubeconfig }),
+		{key: "k8s-api-server-urls", def: "", help: "API servers to choose among, beside KUBERNETES_SERVICE_HOST, as URLs", set: setAPIServers},
 		text("state-dir", "/run/lash", "where state lives that must survive a restart", func(c *Config) *string { return &c.StateDir }),
+		text("keep-dir", "/var/lib/lash-agent", "where state lives that must survive a reboot", func(c *Config) *string { return &c.KeepDir }),
 		text("run-dir", "/var/run/cilium", "where the agent's socket lives", func(c *Config) *string { return &c.RunDir }),
 		{key: "enable-hubble", def: "false", boolean: true, help: "serve flows", set: unsupportedTrue("flow observation over gRPC is not available")},
 	}
@@ -281,6 +285,19 @@ func setAggregation(c *Config, v string) error {
 	default:
 		return fmt.Errorf("%q is not supported; it must be none, low, medium or maximum", v)
 	}
+	return nil
+}
+
+func setAPIServers(c *Config, v string) error {
+	var out []string
+	for _, s := range fields(v) {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+			return fmt.Errorf("%q is not the URL of an API server such as https://192.0.2.1:6443", s)
+		}
+		out = append(out, net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
+	}
+	c.APIServers = out
 	return nil
 }
 

@@ -84,7 +84,7 @@ func Main(ctx context.Context, args []string, w World) int {
 			if !*all {
 				return "nothing to remove was asked for (--all or --bpf)", nil
 			}
-			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Results: *results, Folders: []string{"/run/lash", "/var/run/cilium"}}
+			t := Traces{CNIConf: *conf, CNIPlugin: *plugin, Results: *results, Folders: []string{"/run/lash", "/var/run/cilium", "/var/lib/lash-agent"}}
 			err := Clean(ctx, t, func(ctx context.Context) error { return w.CleanKernel(ctx, *bpfRoot) })
 			return "removed programs, maps, devices, routes and files of Lash", err
 		}
@@ -92,8 +92,9 @@ func Main(ctx context.Context, args []string, w World) int {
 		root := fl.String("root", "/host", "where the node's file system is")
 		state := fl.String("state-dir", "/run/lash", "the agent's state folder on the node")
 		runDir := fl.String("run-dir", "/var/run/cilium", "the folder of the agent's sockets on the node")
+		keep := fl.String("keep-dir", "/var/lib/lash-agent", "the folder of what the agent keeps on the node")
 		run = func() (string, error) {
-			kept, err := Leave(*root, *state, []string{*runDir})
+			kept, err := Leave(*root, *state, []string{*runDir, *keep})
 			msg := "unmounted what Lash had mounted and removed empty folders"
 			for _, k := range kept {
 				msg += "\n" + KeptPrefix + k

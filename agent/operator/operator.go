@@ -9,6 +9,7 @@
 //	CiliumEndpoint -> identities without a user go
 //	Node           -> CiliumNodes without a node go
 //	Service        -> condition and event on one that asks for what it does not get
+//	EndpointSlice  -> the API servers to choose among (without kube-proxy)
 //
 // One replica at a time works, held by a lease; the others wait. Every loop is level-triggered:
 // it looks at what is, not at what happened.
@@ -32,6 +33,7 @@ import (
 
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/kube"
+	"lash.internal/lash/agent/state"
 )
 
 // Operator is the cluster-wide part of the control plane.
@@ -76,16 +78,16 @@ func New(cfg *config.Config, c *kube.Client, x apiextensions.Interface, log *slo
 
 // Start is the operator's program.
 func Start(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	o := kube.ClientOptions{UserAgent: "cilium-operator", Kubeconfig: cfg.Kubeconfig}
-	c, err := kube.NewClient(o)
+	c, err := kube.NewClient(kube.ClientOptions{
+		UserAgent: "cilium-operator", Kubeconfig: cfg.Kubeconfig,
+		Servers: cfg.APIServers, Follow: cfg.KubeProxyReplacement, NodeName: cfg.NodeName,
+		// The agent of this node keeps it.
+		ServersFile: cfg.APIServersFile(), ServersFileReadOnly: true, Log: log,
+	})
 	if err != nil {
 		return err
 	}
-	x, err := kube.NewExtensionsClient(o)
-	if err != nil {
-		return err
-	}
-	return New(cfg, c, x, log).Run(ctx)
+	return New(cfg, c, c.Extensions, log).Run(ctx)
 }
 
 // Run serves health and metrics, waits for the lease and works until ctx is done. It returns
@@ -106,6 +108,10 @@ func (o *Operator) Run(ctx context.Context) error {
 		if err := o.serve(ctx, &wg, o.cfg.OperatorPrometheus, mux); err != nil {
 			return err
 		}
+	}
+	if o.client.Servers != nil {
+		wg.Go(func() { _ = o.client.Servers.Run(ctx) })
+		wg.Go(func() { o.followServers(ctx) })
 	}
 	if !o.cfg.OperatorLeaderElect {
 		return o.work(ctx)
@@ -189,6 +195,16 @@ func (o *Operator) work(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// followServers learns where the API servers are, also while another replica has the lease.
+func (o *Operator) followServers(ctx context.Context) {
+	t := state.NewTables()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	mirror := kube.APIServerMirror(o.client, t)
+	wg.Go(func() { mirror(ctx) })
+	kube.FollowServers(o.client, t, o.log).Run(ctx)
 }
 
 // loop runs do at once, when woken and every so often; after a failure again after 1 to 30 s.

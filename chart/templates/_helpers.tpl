@@ -80,6 +80,7 @@ seccompProfile:
 {{- $_ := set $c "tunnel-protocol" ($v.tunnelProtocol | default "vxlan") -}}
 {{- $_ := set $c "tunnel-port" ($v.tunnelPort | default 8472) -}}
 {{- end -}}
+{{- with (include "lash.words" $v.k8s.apiServerURLs) -}}{{- $_ := set $c "k8s-api-server-urls" . -}}{{- end -}}
 {{- $_ := set $c "kube-proxy-replacement" $kpr -}}
 {{- $_ := set $c "bpf-lb-sock" (or $v.socketLB.enabled (eq $kpr "true")) -}}
 {{- $_ := set $c "bpf-lb-sock-hostns-only" $v.socketLB.hostNamespaceOnly -}}

@@ -77,6 +77,7 @@ var general = []Key{
 	key("compatibility.level", String, `""`, "Cilium version that agent and status report as their compatibility level; empty means the chart's appVersion."),
 	key("k8sServiceHost", String, `""`, "Address of the API server for agent and operator. Needed where nothing else makes the Service `kubernetes` work, that is, without kube-proxy."),
 	key("k8sServicePort", IntStr, `""`, "Port of the API server, with k8sServiceHost."),
+	key("k8s.apiServerURLs", StrList, `""`, "All API servers, as URLs: agent and operator use one that answers, and k8sServiceHost before them if it is none of them. Nodes keep what they learn of API servers later."),
 	key("kubeProxyReplacement", BoolStr, `"false"`, "Whether Services are ours (true) or kube-proxy's (false).", "true", "false"),
 	key("kubeProxyReplacementHealthzBindAddr", String, `":10256"`, "With kubeProxyReplacement: where nodes answer load balancers in place of kube-proxy (/healthz, /livez); empty means nowhere."),
 	key("socketLB.enabled", Bool, "false", "Choose a Service's backend when a socket connects. Always on with kubeProxyReplacement."),

@@ -32,6 +32,7 @@ type Options struct {
 	CNIResults string // folder in which the runtime remembers what CNI plugins have answered, below Root
 	RunDir     string // folder of the agent's sockets, below Root
 	StateDir   string // folder of the agent's state, below Root
+	KeepDir    string // folder of what the agent keeps over a reboot, below Root
 	// Walk are folders whose files are listed, too, below Root.
 	Walk []string
 	// Mounted reads which mounts were made by Lash from a state folder.
@@ -76,7 +77,7 @@ func (a *audit) real(path string) string {
 // Take looks at all of it. What cannot be looked at is among the problems of the result.
 func Take(o Options) api.NodeAudit {
 	a := &audit{Options: o, out: api.NodeAudit{Items: []api.NodeItem{}}}
-	for _, p := range []*string{&a.BPFRoot, &a.CgroupRoot, &a.CNIConf, &a.CNIBin, &a.CNIResults, &a.RunDir, &a.StateDir} {
+	for _, p := range []*string{&a.BPFRoot, &a.CgroupRoot, &a.CNIConf, &a.CNIBin, &a.CNIResults, &a.RunDir, &a.StateDir, &a.KeepDir} {
 		*p = a.real(*p)
 	}
 	a.network()
@@ -113,6 +114,7 @@ func Main(args []string, w World) int {
 	fl.StringVar(&o.CNIResults, "cni-results", "/var/lib/cni/results", "folder in which the node's runtime remembers what CNI plugins have answered")
 	fl.StringVar(&o.RunDir, "run-dir", "/var/run/cilium", "folder of the agent's sockets")
 	fl.StringVar(&o.StateDir, "state-dir", "/run/lash", "folder of the agent's state")
+	fl.StringVar(&o.KeepDir, "keep-dir", "/var/lib/lash-agent", "folder of what the agent keeps over a reboot")
 	if err := fl.Parse(args); err != nil {
 		return 2
 	}

@@ -24,7 +24,7 @@ import (
 func options(root string) Options {
 	return Options{
 		Root: root, BPFRoot: "/sys/fs/bpf", CgroupRoot: "/run/cilium/cgroupv2", CNIConf: "/etc/cni/net.d", CNIBin: "/opt/cni/bin", CNIResults: "/var/lib/cni/results",
-		RunDir: "/var/run/cilium", StateDir: "/run/lash", Mounted: func(string) ([]string, error) { return nil, nil },
+		RunDir: "/var/run/cilium", StateDir: "/run/lash", KeepDir: "/var/lib/lash-agent", Mounted: func(string) ([]string, error) { return nil, nil },
 	}
 }
 
@@ -76,12 +76,13 @@ func TestFilesOfOursAndOfOthers(t *testing.T) {
 		"etc/cni/net.d/05-cilium.conflist": `{"plugins":[{"type":"cilium-cni"}]}`, "etc/cni/net.d/10-other.conflist": `{"plugins":[{"type":"ptp"}]}`,
 		"opt/cni/bin/cilium-cni": "x", "opt/cni/bin/.cilium-cni-123": "half", "opt/cni/bin/ptp": "x",
 		"run/cilium/cilium.sock": "", "run/lash/endpoints/1": "{}", "run/other": "",
+		"var/lib/lash-agent/api-servers.json": "{}",
 		"var/lib/cni/results/cilium-0-eth0": "", "var/lib/cni/results/other-0-eth0": "",
 	})
 	want := []string{
 		"file /etc/cni/net.d/05-cilium.conflist", "file /opt/cni/bin/.cilium-cni-123", "file /opt/cni/bin/cilium-cni",
 		"file /run/cilium/", "file /run/cilium/cilium.sock", "file /run/lash/", "file /run/lash/endpoints/", "file /run/lash/endpoints/1",
-		"file /var/lib/cni/results/cilium-0-eth0",
+		"file /var/lib/cni/results/cilium-0-eth0", "file /var/lib/lash-agent/", "file /var/lib/lash-agent/api-servers.json",
 	}
 	o := options(root)
 	if got := ours(Take(o), "file"); !slices.Equal(got, want) {

@@ -23,7 +23,7 @@ import (
 func (a *audit) files() {
 	a.cniFiles()
 	a.results()
-	for _, dir := range []string{a.StateDir, a.RunDir} {
+	for _, dir := range []string{a.StateDir, a.RunDir, a.KeepDir} {
 		a.tree(dir, "a file of the agent")
 	}
 	for _, dir := range a.Walk {
