@@ -59,6 +59,11 @@ func newServices(a *Agent) (*services, error) {
 	if err != nil {
 		return nil, errors.Join(err, target.Close())
 	}
+	flows.Swept = func(start time.Time, ports *lbmap.Ports) {
+		if len(k.maps.Moving()) == 0 { // flows in tables of before are not among them
+			target.ReleasePorts(start, ports)
+		}
+	}
 	if !v.Enabled {
 		a.log.Info("Services are left to kube-proxy: kube-proxy-replacement is false")
 	}

@@ -336,8 +336,8 @@ struct srcrange_key {
 };
 
 /*
- * hostback: bit n of the array says that a backend with an address of this node has port n, so that
- * packets which leave the node from there may be replies to a Service. UDP follows TCP.
+ * hostback: bit n of the array says that a backend with an address of this node has port n, or had
+ * it: packets which leave the node from there may be replies to a Service. UDP follows TCP.
  */
 #define HOSTBACK_WORDS 1024 /* of 64 ports, for each protocol */
 

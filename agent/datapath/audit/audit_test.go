@@ -77,7 +77,7 @@ func TestFilesOfOursAndOfOthers(t *testing.T) {
 		"opt/cni/bin/cilium-cni": "x", "opt/cni/bin/.cilium-cni-123": "half", "opt/cni/bin/ptp": "x",
 		"run/cilium/cilium.sock": "", "run/lash/endpoints/1": "{}", "run/other": "",
 		"var/lib/lash-agent/api-servers.json": "{}",
-		"var/lib/cni/results/cilium-0-eth0": "", "var/lib/cni/results/other-0-eth0": "",
+		"var/lib/cni/results/cilium-0-eth0":   "", "var/lib/cni/results/other-0-eth0": "",
 	})
 	want := []string{
 		"file /etc/cni/net.d/05-cilium.conflist", "file /opt/cni/bin/.cilium-cni-123", "file /opt/cni/bin/cilium-cni",

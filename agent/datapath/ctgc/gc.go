@@ -40,9 +40,15 @@ type Collector struct {
 	now   func() (uint32, error) // in the unit of Ct.Seen
 
 	batch sync.Mutex // guards progs, and the content of maps.Batch while one reads it
+	// Swept, if it is set before Run, is told after each sweep of both families the ports of either side
+	// of the flows whose replies are translated: bit n of the words is port n of TCP, and those of UDP
+	// follow. They are those of all flows that began before start.
+	Swept func(start time.Time, ports *[2 * bpf.HostbackWords]uint64)
+
 	mu    sync.Mutex
 	stats [2]Stats // IPv4, IPv6
 	fails uint64
+	ports [2 * bpf.HostbackWords]uint64
 }
 
 // Stats is what is known about the tables of one family.
@@ -103,10 +109,13 @@ func (c *Collector) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		var share, fill float64
+		start, complete := time.Now(), true
+		c.ports = [2 * bpf.HostbackWords]uint64{}
 		for _, v6 := range []bool{false, true} {
 			before := c.Stats(v6)
 			if err := c.Sweep(v6); err != nil {
 				c.log.Warn("sweep of the conntrack table failed", "ipv6", v6, "error", err)
+				complete = false
 				continue
 			}
 			s := c.Stats(v6)
@@ -115,6 +124,9 @@ func (c *Collector) Run(ctx context.Context) error {
 				share = max(share, deleted/(deleted+float64(s.Alive)))
 			}
 			fill = max(fill, s.Fill)
+		}
+		if complete && c.Swept != nil {
+			c.Swept(start, &c.ports)
 		}
 		if fill > 0.9 {
 			c.log.Warn("conntrack table is nearly full", "fill", fill)
@@ -192,10 +204,28 @@ func sweep[K comparable, V any](c *Collector, f family[K, V], now uint32, tight 
 		if idle == nil {
 			r.alive++
 		}
+		if ct := f.ct(v); ct.Kind == bpf.CtRev && idle == nil {
+			c.notePorts(f.l4(k))
+		}
 		return idle
 	})
 	r.deleted, r.fill = deleted, float64(entries)/float64(f.tiers[0].MaxEntries())
 	return r, err
+}
+
+// notePorts notes the ports of a flow whose replies are translated.
+func (c *Collector) notePorts(proto uint8, pa, pb uint16) {
+	first := uint32(0)
+	switch proto {
+	case protoTCP:
+	case protoUDP:
+		first = bpf.HostbackWords
+	default:
+		return
+	}
+	for _, p := range []uint16{bpf.Port(pa), bpf.Port(pb)} {
+		c.ports[first+uint32(p)/64] |= 1 << (p % 64)
+	}
 }
 
 // remove reads both tiers and has the program delete what pick chooses, unless it has moved since. It

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -303,5 +304,37 @@ func TestFlush(t *testing.T) {
 		if n, err := tb.Flush(); err != nil || n != want {
 			t.Errorf("flushed %d, %v; want %d", n, err, want)
 		}
+	}
+}
+
+// TestPortsOfTranslatedFlows are told of after each sweep: of flows in use, in both tiers and families.
+func TestPortsOfTranslatedFlows(t *testing.T) {
+	tb := newTables(t)
+	m := tb.maps
+	tb.pair4(m.Ct4, m.Ct4, 1000, 10*time.Minute, time.Second)
+	tb.pair4(m.Ct4, m.Ct4New, 1001, 10*time.Minute, 10*time.Minute)
+	for _, e := range []struct {
+		port uint16
+		kind uint8
+	}{{6443, bpf.CtRev}, {7000, bpf.CtPlain}, {7001, bpf.CtFwd}} {
+		k := bpf.Ct6Key{A: [16]byte{0: 0xfd}, B: [16]byte{0: 0xfe}, Pa: bpf.Port(e.port), Pb: bpf.Port(50000), Proto: 6}
+		if err := m.Ct6New.Put(&k, &bpf.Ct6{C: bpf.Ct{Kind: e.kind, Seen: tb.now}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(tb.Sweep(false), tb.Sweep(true)); err != nil {
+		t.Fatal(err)
+	}
+	var got []int
+	for i, w := range tb.ports {
+		for bit := range 64 {
+			if w>>bit&1 != 0 {
+				got = append(got, i*64+bit)
+			}
+		}
+	}
+	const udp = bpf.HostbackWords * 64
+	if want := []int{6443, 50000, udp + 1000, udp + 8080}; !slices.Equal(got, want) {
+		t.Errorf("ports %v, want %v", got, want)
 	}
 }

@@ -3,17 +3,23 @@
 package lbmap
 
 import (
+	"math/bits"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"lash.internal/lash/bpf"
 )
 
-// hostPorts is map hostback: the ports of backends whose address is one of this node's own.
+// hostPorts is map hostback: the ports of backends whose address is one of this node's own. A port
+// stays there when no backend has it any more, until no flow needs it: replies of connections that
+// outlive their backend are translated too.
 type hostPorts struct {
-	words array[uint64]
-	local func(netip.Addr) bool
-	uses  map[uint32]int // backends by bit of the array
+	words   array[uint64]
+	local   func(netip.Addr) bool
+	now     func() time.Time
+	uses    map[uint32]int       // backends by bit of the array
+	resting map[uint32]time.Time // bits that no backend has, and since when
 }
 
 // bit is where a backend's port is in the array; false for protocols that have no bits.
@@ -36,6 +42,7 @@ func (h *hostPorts) add(b *backend) {
 	}
 	b.host = true
 	h.uses[bit]++
+	delete(h.resting, bit)
 	h.set(bit)
 }
 
@@ -50,8 +57,19 @@ func (h *hostPorts) remove(b *backend) {
 		return
 	}
 	delete(h.uses, bit)
-	w := h.words.at(bit / 64)
-	atomic.StoreUint64(w, atomic.LoadUint64(w)&^(1<<(bit%64)))
+	h.resting[bit] = h.now()
+}
+
+// rest finds the bits that no backend has.
+func (h *hostPorts) rest() {
+	for i := range uint32(2 * bpf.HostbackWords) {
+		for w := h.words.load(i); w != 0; w &= w - 1 {
+			bit := i*64 + uint32(bits.TrailingZeros64(w))
+			if _, known := h.resting[bit]; !known && h.uses[bit] == 0 {
+				h.resting[bit] = h.now()
+			}
+		}
+	}
 }
 
 func (h *hostPorts) set(bit uint32) {
@@ -84,11 +102,28 @@ func (t *Target) AddressesChanged() {
 			}
 		}
 	}
-	var want [2 * bpf.HostbackWords]uint64
-	for bit := range h.uses {
-		want[bit/64] |= 1 << (bit % 64)
+	h.rest()
+}
+
+// Ports is a set of ports: those of TCP, then those of UDP, as in map hostback.
+type Ports = [2 * bpf.HostbackWords]uint64
+
+// ReleasePorts makes programs forget ports of backends that are gone. used are the ports of the flows
+// there were at a time after since.
+func (t *Target) ReleasePorts(since time.Time, used *Ports) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return
 	}
-	for i, v := range want {
-		h.words.store(uint32(i), v)
+	h := &t.host
+	for bit, at := range h.resting {
+		// A packet under way may still begin a flow to a backend that has just gone.
+		if since.Sub(at) < holdID || used[bit/64]>>(bit%64)&1 != 0 {
+			continue
+		}
+		delete(h.resting, bit)
+		w := h.words.at(bit / 64)
+		atomic.StoreUint64(w, atomic.LoadUint64(w)&^(1<<(bit%64)))
 	}
 }

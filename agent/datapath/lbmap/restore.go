@@ -32,6 +32,7 @@ func (t *Target) restore() error {
 		t.byID[id], t.byAddr[b.endpoint] = b, id
 		t.host.add(b)
 	}
+	t.host.rest()
 	es, err := t.takeFronts()
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -352,7 +353,8 @@ func TestTheLastBackendsStay(t *testing.T) {
 	}
 }
 
-// TestPortsOfBackendsOnTheNode are known to programs as long as a backend has them.
+// TestPortsOfBackendsOnTheNode are known to programs as long as a backend has them, and then as long as
+// flows have them.
 func TestPortsOfBackendsOnTheNode(t *testing.T) {
 	f := newFixture(t)
 	own := netip.MustParseAddr("172.18.0.2")
@@ -376,21 +378,43 @@ func TestPortsOfBackendsOnTheNode(t *testing.T) {
 			t.Errorf("%s: bits %v, want %v", what, got, want)
 		}
 	}
+	// sweep is a look at the flows, after some time, that finds some with these ports.
+	sweep := func(after time.Duration, bits ...uint32) {
+		var used Ports
+		for _, b := range bits {
+			used[b/64] |= 1 << (b % 64)
+		}
+		f.now = f.now.Add(after)
+		f.lb.ReleasePorts(f.now, &used)
+	}
 	const udp = bpf.HostbackWords * 64
 	f.set(web, state.Balance{All: eps("10.1.0.1:80", "172.18.0.2:6443", "172.18.0.3:7000")})
 	f.set(dns, state.Balance{All: eps("172.18.0.2:53")})
 	f.set(sctp, state.Balance{All: eps("172.18.0.2:3868")})
 	check("backends", 6443, udp+53)
 	f.set(web, state.Balance{All: eps("10.1.0.1:80"), Draining: eps("172.18.0.2:6443")})
+	sweep(2 * holdID)
 	check("one drains", 6443, udp+53)
 	f.restart()
 	check("restart", 6443, udp+53)
 	f.set(web, state.Balance{All: eps("10.1.0.1:80", "172.18.0.2:6443", "172.18.0.3:7000")})
 	f.set(web, state.Balance{All: eps("10.1.0.1:80", "172.18.0.3:7000")})
-	check("one is gone", udp+53)
+	check("one is gone", 6443, udp+53)
+	sweep(holdID - 1)
+	check("its flows may only begin", 6443, udp+53)
+	f.restart()
+	f.lb.AddressesChanged()
+	sweep(holdID, 6443)
+	check("a connection has outlived it", 6443, udp+53)
+	sweep(10*holdID, 6443)
+	check("still", 6443, udp+53)
+	sweep(time.Second, udp+6443)
+	check("it has ended", udp+53)
 	own = netip.MustParseAddr("172.18.0.3")
 	f.lb.AddressesChanged()
-	check("another address", 7000)
+	check("another address", 7000, udp+53)
+	sweep(holdID)
+	check("another address, no flow", 7000)
 	if err := f.Hostback.Put(uint32(7000/64), uint64(0)); err != nil {
 		t.Fatal(err)
 	}
@@ -399,5 +423,12 @@ func TestPortsOfBackendsOnTheNode(t *testing.T) {
 	if err := f.lb.Delete(t.Context(), web); err != nil {
 		t.Fatal(err)
 	}
+	f.set(web, state.Balance{All: eps("172.18.0.3:7000")})
+	sweep(2 * holdID)
+	check("it is there again", 7000)
+	if err := f.lb.Delete(t.Context(), web); err != nil {
+		t.Fatal(err)
+	}
+	sweep(holdID)
 	check("none")
 }

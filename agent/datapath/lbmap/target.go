@@ -82,7 +82,7 @@ func open(m Maps, o Options, now func() time.Time) (*Target, error) {
 	}
 	t := &Target{
 		now: now, front: m.Front, srcrange: m.Srcrange, opened: now(),
-		host:    hostPorts{local: o.Local, uses: map[uint32]int{}},
+		host:    hostPorts{local: o.Local, now: now, uses: map[uint32]int{}, resting: map[uint32]time.Time{}},
 		records: map[bpf.FrontKey]*record{}, fronts: map[bpf.FrontKey]bpf.Front{}, outdated: map[uint32][]bpf.FrontKey{},
 		byAddr: map[endpoint]uint32{},
 	}
