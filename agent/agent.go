@@ -167,6 +167,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 		return cause(ctx, err)
 	}
 	background("conntrack", a.svc.collect)
+	background("sockets", a.svc.sockets.run)
 	background("pods", a.pods.Run)
 	background("addresses of removed pods", a.addresses.Run)
 	if err := a.ready(); err != nil {

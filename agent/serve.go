@@ -129,6 +129,9 @@ func (a *Agent) warnings() []string {
 		out = append(out, fmt.Sprintf("%d Service ports have no Maglev table, as those of %d others fill the map: their callers "+
 			"from outside get a backend at random; a smaller maglev.tableSize makes room", st.Roomless, st.Tables))
 	}
+	if err := a.svc.sockets.cannot; err != nil {
+		out = append(out, stuckSockets+": "+err.Error())
+	}
 	return out
 }
 

@@ -15,6 +15,7 @@ import (
 	"lash.internal/lash/agent/config"
 	"lash.internal/lash/agent/datapath/ctgc"
 	"lash.internal/lash/agent/datapath/lbmap"
+	"lash.internal/lash/agent/datapath/netlink"
 	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/rest"
 	"lash.internal/lash/agent/service"
@@ -30,6 +31,8 @@ type services struct {
 	chain *reconcile.Chain
 	flows *ctgc.Collector
 
+	sockets socketEnder
+
 	answers *rest.HealthChecks
 	health  *reconcile.Chain // nothing waits for it: a port that cannot be had is no reason not to serve
 }
@@ -39,7 +42,9 @@ const serviceAudit = 30 * time.Minute
 
 func newServices(a *Agent) (*services, error) {
 	k, t := a.kernel, a.tables
-	target, err := lbmap.Open(lbmap.MapsOf(k.maps.Of), lbmap.Options{
+	maps := lbmap.MapsOf(k.maps.Of)
+	maps.Skrev = k.maps.Of("skrev")
+	target, err := lbmap.Open(maps, lbmap.Options{
 		Local: func(ip netip.Addr) bool {
 			return slices.Contains(a.node.InternalIPs, ip) || len(t.Devices.ByIndex("ip", ip.String())) > 0
 		},
@@ -67,13 +72,21 @@ func newServices(a *Agent) (*services, error) {
 	if !v.Enabled {
 		a.log.Info("Services are left to kube-proxy: kube-proxy-replacement is false")
 	}
+	sockets := socketEnder{list: netlink.ConnectedUDP, outlived: target.Outlived, left: target.Left, log: a.log}
 	answers := rest.NewHealthChecks(a.Ready)
 	health := reconcile.Keyed("health-checks", answers, v.HealthCheck,
 		reconcile.Via(reconcile.FromTable(t.Services, v.HealthPorts), v.HealthCheckAt),
 		reconcile.Via(reconcile.FromTable(t.EndpointSlices, v.HealthPortsOfSlice), v.HealthCheckAt),
 		reconcile.Via(reconcile.FromTable(t.Devices, v.HealthAddrsOfDevice), v.HealthChecksOn))
+	if v.Enabled {
+		if err := netlink.CanEndUDP(); err != nil {
+			a.log.Warn(stuckSockets, "error", err)
+			sockets.cannot = err
+		}
+	}
 	return &services{
-		a: a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows,
+		sockets: sockets,
+		a:       a, view: v, maps: target, chain: reconcile.NewChain("services", a.log, loop), flows: flows,
 		answers: answers, health: reconcile.NewChain("health-checks", a.log, health),
 	}, nil
 }

@@ -323,6 +323,9 @@ func (t *Target) drop(old, next *record) {
 	if lost {
 		t.bump(old.id)
 	}
+	if lost && old.key.Proto == protoUDP {
+		t.left.Fire()
+	}
 }
 
 func (t *Target) bump(id uint32) { atomic.AddUint32(&t.svcs.at(id).Gen, 1) }

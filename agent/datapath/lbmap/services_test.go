@@ -432,3 +432,60 @@ func TestPortsOfBackendsOnTheNode(t *testing.T) {
 	sweep(holdID)
 	check("none")
 }
+
+// TestSocketsThatOutliveTheirBackend are those that a Service has connected to what it no longer has.
+func TestSocketsThatOutliveTheirBackend(t *testing.T) {
+	f := newFixture(t)
+	spec, err := bpf.LoadSock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Skrev, err = ebpf.NewMap(spec.Maps["skrev"]); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Skrev.Close()
+	f.restart()
+	peers := eps("10.1.0.1:53", "10.1.0.2:53", "10.1.0.3:53")
+	f.set(dns, state.Balance{All: peers})
+	id, s := f.svc(dns)
+	for i, p := range peers {
+		k := bpf.SkrevKey{Cookie: uint64(i), Ip: bpf.IP(p.Addr()), Port: bpf.Port(p.Port())}
+		if err := f.Skrev.Put(&k, &bpf.Skrev{SvcId: id, Gen: s.Gen}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(what string, want ...bool) {
+		t.Helper()
+		for i, p := range peers {
+			if got, err := f.lb.Outlived(uint64(i), p); err != nil || got != want[i] {
+				t.Errorf("%s: socket to %s: %v, %v, want %v", what, p, got, err, want[i])
+			}
+			if got, err := f.lb.Outlived(uint64(i+10), p); err != nil || got {
+				t.Errorf("%s: a socket that has no Service: %v, %v", what, got, err)
+			}
+		}
+	}
+	check("all are there", false, false, false)
+	left := f.lb.Left()
+	f.set(dns, state.Balance{All: peers[:1], Draining: peers[1:2]})
+	check("one drains, one is gone", false, false, true)
+	select {
+	case <-left:
+	default:
+		t.Error("nobody is told that a backend left")
+	}
+	f.set(dnsToo, state.Balance{All: peers}) // another Service has them
+	check("another Service has it", false, false, true)
+	f.restart()
+	f.set(dns, state.Balance{All: peers[:1]})
+	check("after a restart", false, true, true)
+	if err := f.lb.Delete(t.Context(), dns); err != nil {
+		t.Fatal(err)
+	}
+	check("the Service is deleted", true, true, true)
+	f.now = f.now.Add(2 * holdID)
+	f.set(web, state.Balance{All: peers}) // may get the number
+	check("its number is another's", true, true, true)
+}
+
+var dnsToo = state.Frontend{Addr: netip.MustParseAddr("10.96.0.20"), Port: 53, Protocol: "UDP"}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/state"
 	"lash.internal/lash/bpf"
 )
@@ -20,11 +21,13 @@ import (
 // Maps are the maps that a Target writes. They stay the caller's.
 type Maps struct {
 	Front, Svc, Slot, Backend, Maglev, Srcrange, Hostback *ebpf.Map
+	// Skrev is read only; nil where nothing is translated at sockets.
+	Skrev *ebpf.Map
 }
 
-// MapsOf takes the maps by name.
+// MapsOf takes the maps that are written by name.
 func MapsOf(of func(name string) *ebpf.Map) Maps {
-	return Maps{of("front"), of("svc"), of("slot"), of("backend"), of("maglev"), of("srcrange"), of("hostback")}
+	return Maps{Front: of("front"), Svc: of("svc"), Slot: of("slot"), Backend: of("backend"), Maglev: of("maglev"), Srcrange: of("srcrange"), Hostback: of("hostback")}
 }
 
 // Options are what a Target has to know about the node.
@@ -40,8 +43,9 @@ type Options struct {
 // Target is the Services in the kernel: the reconcile target of Service ports, each known by its
 // primary frontend. Methods may be called from several goroutines.
 type Target struct {
-	now             func() time.Time
-	front, srcrange *ebpf.Map
+	now                    func() time.Time
+	front, srcrange, skrev *ebpf.Map
+	left                   reconcile.Signal
 
 	mu       sync.Mutex
 	closed   bool
@@ -81,7 +85,7 @@ func open(m Maps, o Options, now func() time.Time) (*Target, error) {
 		o.Local = func(netip.Addr) bool { return false }
 	}
 	t := &Target{
-		now: now, front: m.Front, srcrange: m.Srcrange, opened: now(),
+		now: now, front: m.Front, srcrange: m.Srcrange, skrev: m.Skrev, opened: now(),
 		host:    hostPorts{local: o.Local, now: now, uses: map[uint32]int{}, resting: map[uint32]time.Time{}},
 		records: map[bpf.FrontKey]*record{}, fronts: map[bpf.FrontKey]bpf.Front{}, outdated: map[uint32][]bpf.FrontKey{},
 		byAddr: map[endpoint]uint32{},
