@@ -60,7 +60,7 @@ type SoakResult struct {
 
 // soaking limits.
 const (
-	soakTimeout  = 10 * time.Second // of an exchange or connection: far above any retransmission
+	soakTimeout  = 30 * time.Second // of an exchange or connection: far above any retransmission, and above how long a busy machine keeps a server from running
 	soakLate     = 10 * time.Second
 	soakTwice    = 500 * time.Millisecond // for the last answers to come once more
 	soakInterval = 250 * time.Millisecond // between the exchanges of one connection
