@@ -262,7 +262,7 @@ type paths struct {
 func (a *Agent) newPaths() error {
 	t, set := a.tables, a.kernel.maps
 	v := node.View{
-		Tables: t, Vip: a.svc.view.VIP, NodePort: a.svc.view.NodePortOpen, HostPort: a.svc.view.HostPortAt, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
+		Tables: t, Vip: a.svc.view.VIP, Ping: a.svc.view.Ping, NodePort: a.svc.view.NodePortOpen, HostPort: a.svc.view.HostPortAt, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
 		Tunnel: a.cfg.Tunnel, DirectRoutes: a.cfg.DirectRoutes,
 		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
 	}

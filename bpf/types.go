@@ -97,6 +97,7 @@ const (
 const (
 	AddrHasSvc   uint16 = uint16(typesAddrFlagADDR_HAS_SVC)
 	AddrNodePort uint16 = uint16(typesAddrFlagADDR_NODEPORT)
+	AddrEcho     uint16 = uint16(typesAddrFlagADDR_ECHO)
 )
 
 // Kinds of Cidr.

@@ -30,6 +30,7 @@ type typesAddrFlag uint32
 const (
 	typesAddrFlagADDR_HAS_SVC  typesAddrFlag = 1
 	typesAddrFlagADDR_NODEPORT typesAddrFlag = 2
+	typesAddrFlagADDR_ECHO     typesAddrFlag = 4
 )
 
 type typesAddrKey struct {

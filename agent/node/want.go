@@ -22,6 +22,8 @@ type View struct {
 	// NodePort says whether NodePorts are open at an address of a node, HostPort whether this node's
 	// address has HostPorts of pods; nil: no address.
 	NodePort, HostPort func(netip.Addr) bool
+	// Ping says whether an address that only a Service has answers pings; nil: none does.
+	Ping func(netip.Addr) bool
 	// Underlay6 says that nodes reach each other by IPv6.
 	Underlay6 bool
 	// Tunnel says that pods of other nodes are reached through the tunnel; else DirectRoutes gives
@@ -154,6 +156,9 @@ func (v View) Addr(key bpf.AddrKey) (bpf.Addr, bool) {
 			out, ok = bpf.Addr{Kind: bpf.AddrVIP}, true
 		}
 		out.Flags |= bpf.AddrHasSvc
+		if out.Kind == bpf.AddrVIP && v.Ping != nil && v.Ping(ip) {
+			out.Flags |= bpf.AddrEcho
+		}
 	}
 	if v.NodePort != nil && (out.Kind == bpf.AddrLocalNode || out.Kind == bpf.AddrRemoteNode) && v.NodePort(ip) {
 		out.Flags |= bpf.AddrNodePort

@@ -92,6 +92,20 @@ func TestAddr(t *testing.T) {
 	}
 }
 
+// TestPings are answered at addresses that only a Service has.
+func TestPings(t *testing.T) {
+	v, _ := world(t)
+	v.Vip = func(netip.Addr) bool { return true }
+	v.Ping = func(a netip.Addr) bool { return a != ip("10.96.0.1") }
+	for addr, want := range map[string]uint16{
+		"198.51.100.77": bpf.AddrHasSvc | bpf.AddrEcho, "10.96.0.1": bpf.AddrHasSvc, "172.31.1.11": bpf.AddrHasSvc, "10.244.0.7": bpf.AddrHasSvc,
+	} {
+		if got, _ := v.Addr(AddrKey(ip(addr))); got.Flags != want {
+			t.Errorf("%s has flags %#x, want %#x", addr, got.Flags, want)
+		}
+	}
+}
+
 // TestFlagsOfNodes: NodePorts hold at the addresses of all nodes where they are open, HostPorts at those
 // of this node.
 func TestFlagsOfNodes(t *testing.T) {

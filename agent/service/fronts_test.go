@@ -115,6 +115,38 @@ func TestFrontends(t *testing.T) {
 	}
 }
 
+// TestPing: the addresses of load balancers answer, unless they are for some sources only.
+func TestPing(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		view   func(*View)
+		change func(*state.Service)
+		want   bool
+	}{
+		{"for everybody", nil, nil, true},
+		{"for some", nil, func(s *state.Service) { s.Restricted, s.SourceRanges = true, ranges("203.0.113.0/24") }, false},
+		{"for some, which is not looked at", func(v *View) { v.AnySource = true }, func(s *state.Service) { s.Restricted = true }, true},
+		{"kube-proxy's", func(v *View) { v.Enabled = false }, nil, false},
+		{"no ClusterIP of the family", nil, func(s *state.Service) { s.ClusterIPs = addrs("fd00::10") }, false},
+	} {
+		v := View{Tables: state.NewTables(), Enabled: true, IPv4: true, IPv6: true}
+		if c.view != nil {
+			c.view(&v)
+		}
+		tx := v.Tables.DB.WriteTxn()
+		v.Tables.Services.Insert(tx, exposed("web", c.change))
+		tx.Commit()
+		if got := v.Ping(netip.MustParseAddr("198.51.100.9")); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+		for _, a := range addrs("192.0.2.5", "10.96.0.10", "198.51.100.10", "0.0.0.0") {
+			if v.Ping(a) {
+				t.Errorf("%s: %s answers", c.name, a)
+			}
+		}
+	}
+}
+
 // TestLocalBackends keeps those of this node where somebody asks for them.
 func TestLocalBackends(t *testing.T) {
 	backends := []string{"10.1.0.1 @there", "10.1.0.2 terminating @here", "10.1.0.3 @here"}

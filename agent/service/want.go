@@ -134,6 +134,15 @@ func (v View) VIP(a netip.Addr) bool {
 		})
 }
 
+// Ping says whether an address answers pings, as routers that spread packets over nodes expect: those of
+// load balancers, unless they are for some sources only. It answers whether there are backends or not.
+func (v View) Ping(a netip.Addr) bool {
+	return v.family(a) && v.Tables.Services.Any("externalip", a.String(), func(s state.Service) bool {
+		_, ok := v.clusterIP(s, a.Is6())
+		return ok && slices.Contains(s.LoadBalancerIPs, a) && (!s.Restricted || v.AnySource)
+	})
+}
+
 // NodePortOpen says whether NodePorts are open at an address of a node.
 func (v View) NodePortOpen(a netip.Addr) bool {
 	if !v.Enabled || !v.family(a) || a.IsLoopback() {

@@ -53,6 +53,7 @@ enum addr_kind {
 enum addr_flag {
 	ADDR_HAS_SVC = 1 << 0,  /* front may have entries for it */
 	ADDR_NODEPORT = 1 << 1, /* a node's address where fronts without address hold too */
+	ADDR_ECHO = 1 << 2,     /* ADDR_VIP: it answers pings */
 };
 
 struct addr {

@@ -282,7 +282,7 @@ __noinline int new_from_pod(struct __sk_buff *ctx)
 		}
 	}
 	if (p->dst_kind == ADDR_VIP)
-		return reject(ctx);
+		return is_ping(p) ? ping_answer(ctx) : reject(ctx);
 	if (wants_masq(p)) {
 		masq_addr(p, masq_device(ctx, p));
 		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && (p->ct_flags & CT_MASQ) &&

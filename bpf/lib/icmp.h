@@ -280,6 +280,53 @@ __noinline int reject(struct __sk_buff *ctx)
 	return icmp_reply_error(ctx, p->v6 ? ICMP6_UNREACH : ICMP4_UNREACH, p->v6 ? 4 : 3, 0, 0);
 }
 
+/* Whether a packet is a ping to the address of a load balancer, which nobody else would answer. */
+static __inline int is_ping(const struct pkt *p)
+{
+	if (p->dst_kind != ADDR_VIP || !(p->dst_flags & ADDR_ECHO) || p->frag != FRAG_NOT)
+		return 0;
+	return p->v6 ? p->proto == PROTO_ICMP6 && p->icmp_type == ICMP6_ECHO
+		     : p->proto == PROTO_ICMP && p->icmp_type == ICMP4_ECHO;
+}
+
+/* Answers a ping, in place. */
+__noinline int ping_answer(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	__be16 was, now;
+	u32 addrs[8];
+	u8 hops = 64;
+	u32 l4;
+
+	if (!p)
+		return -DROP_INVALID_PACKET;
+	l4 = p->l4;
+	if (bpf_skb_load_bytes(ctx, l4, &was, 2))
+		return DROP(p, FILE_ICMP, DROP_TRUNCATED);
+	now = p->v6 ? bpf_htons(ICMP6_ECHO_REPLY << 8) : bpf_htons(ICMP4_ECHO_REPLY << 8);
+	if (bpf_l4_csum_replace(ctx, l4 + 2, was, now, 2) ||
+	    bpf_skb_store_bytes(ctx, l4, &now, 2, 0))
+		return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
+	if (p->v6) {
+		__builtin_memcpy(addrs, &p->t.daddr, 16);
+		__builtin_memcpy(addrs + 4, &p->t.saddr, 16);
+		if (bpf_skb_store_bytes(ctx, ETH_LEN + 7, &hops, 1, 0) ||
+		    bpf_skb_store_bytes(ctx, ETH_LEN + 8, addrs, 32, 0))
+			return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
+	} else {
+		addrs[0] = p->t.daddr.w[3];
+		addrs[1] = p->t.saddr.w[3];
+		if (bpf_skb_load_bytes(ctx, ETH_LEN + 8, &was, 2))
+			return DROP(p, FILE_ICMP, DROP_TRUNCATED);
+		now = bpf_htons(hops << 8 | PROTO_ICMP);
+		if (bpf_l3_csum_replace(ctx, ETH_LEN + 10, was, now, 2) ||
+		    bpf_skb_store_bytes(ctx, ETH_LEN + 8, &now, 2, 0) ||
+		    bpf_skb_store_bytes(ctx, ETH_LEN + 12, addrs, 8, 0))
+			return DROP(p, FILE_ICMP, DROP_WRITE_ERROR);
+	}
+	return send_back(ctx);
+}
+
 /*
  * Answers a pod's neighbour solicitation for an address of its gateway. The gateway is whoever the
  * pod asks for, because a pod sends everything to the node.

@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -246,6 +247,51 @@ func TestSourceRanges(t *testing.T) {
 		k := bpf.CIDR(p)
 		b.put("srcrange", bpf.SrcrangeKey{Plen: k.Plen, SvcId: 1, Ip: k.Ip}, uint32(1))
 		b.expect("within", b.dial(b.lbIP(), clientPrt, 80), actRedirect, byPeer, podBDev)
+	})
+}
+
+// pingData is of an odd length, and long enough for a frame without padding.
+var pingData = []byte("a payload that is of an odd length, whatever else")
+
+// TestPings: the address of a load balancer answers them, to callers outside and to pods; that of a
+// ClusterIP does not.
+func TestPings(t *testing.T) {
+	both(t, nil, func(t *testing.T, b *bench) {
+		b.ready()
+		b.who(b.lbIP(), bpf.Addr{Kind: bpf.AddrVIP, Flags: bpf.AddrHasSvc | bpf.AddrEcho})
+		b.who(b.vip(), bpf.Addr{Kind: bpf.AddrVIP, Flags: bpf.AddrHasSvc})
+		ask := func(hook string, from host, to netip.Addr, ttl uint8) outcome {
+			return b.run(hook, packet{src: from, dst: host{ip: to}, echo: 77, ttl: ttl, data: pingData}.bytes(t))
+		}
+		typ := uint8(0)
+		if b.v6 {
+			typ = 129
+		}
+		for hook, from := range map[string]host{"nd_from": {ip: b.world()}, "pod_from": b.podA()} {
+			r := ask(hook, from, b.lbIP(), 3)
+			dev := uint32(here)
+			if hook == "pod_from" {
+				dev = podADev
+			}
+			b.expect("a load balancer, "+hook, r, actRedirect, byDevice, dev)
+			b.checksums(r.pkt)
+			s := look(t, r.pkt)
+			if s.icmpType != typ || s.icmpCode != 0 || s.icmpID != 77 || s.src.Addr() != b.lbIP() || s.dst.Addr() != from.ip || s.ttl != 64 {
+				t.Errorf("%s: answered by %+v", hook, s)
+			}
+			if !bytes.HasSuffix(r.pkt, pingData) {
+				t.Errorf("%s: the payload is not what was sent", hook)
+			}
+		}
+		b.expect("a ClusterIP", ask("nd_from", host{ip: b.world()}, b.vip(), 64), actDrop, 0, 0)
+		if s := look(t, ask("pod_from", b.podA(), b.vip(), 64).pkt); s.icmpType == typ && s.src.Addr() == b.vip() {
+			t.Errorf("a ClusterIP answers a pod: %+v", s)
+		}
+		r := b.run("nd_from", packet{src: host{ip: b.world()}, dst: host{ip: b.lbIP()}, echo: 77, reply: true}.bytes(t))
+		b.expect("an answer is not answered", r, actDrop, 0, 0)
+		if fresh, confirmed := b.entries(); fresh+confirmed > 0 {
+			t.Errorf("%d entries were made for pings", fresh+confirmed)
+		}
 	})
 }
 
