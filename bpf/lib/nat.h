@@ -226,6 +226,11 @@ __noinline int nat_quote(struct __sk_buff *ctx)
 	return V_NEXT;
 }
 
+/*
+ * The port to try first depends on the packet's own alone, and is that if it can be: a client that
+ * uses a port again meets what it has left at the server, a socket in TIME_WAIT, as if nothing were
+ * between them. With another port the server would not believe its SYN, and the client try again.
+ */
 static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 {
 	u32 min = p->snat == SNAT_ROUTER ? c_router_snat_min : c_snat_min;
@@ -233,8 +238,8 @@ static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 	u32 n = max - min + 1;
 	u16 sport = bpf_ntohs(p->t.sport);
 
-	if (i == 0 && sport >= min && sport <= max)
-		return sport;
+	if (i == 0)
+		return min + (u16)(sport - min) % n;
 	if (i < SNAT_RANDOM_TRIES)
 		return min + (u32)(((u64)bpf_get_prandom_u32() * n) >> 32);
 	return min + (first - min + i) % n;

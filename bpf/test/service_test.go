@@ -455,6 +455,43 @@ func TestSourcePortsComeBack(t *testing.T) {
 	})
 }
 
+// TestSourcePortIsKept: a client's port becomes the same source port each time, and no two ports that a
+// Linux client takes by itself share one.
+func TestSourcePortIsKept(t *testing.T) {
+	both(t, nil, func(t *testing.T, b *bench) {
+		b.ready()
+		b.port(1, unix.IPPROTO_TCP, behind{all: []netip.AddrPort{netip.AddrPortFrom(b.remotePod(), 8080)}})
+		b.front(1, netip.AddrPortFrom(b.any(), nodePort), unix.IPPROTO_TCP, outsideNodePort)
+		source := func(sport uint16) uint16 {
+			r := b.dial(b.node(), sport, nodePort)
+			b.expect("SYN", r, actRedirect, byTunnel, vxlanDev)
+			out := look(t, r.pkt).src.Port()
+			reset := packet{src: host{ip: b.remotePod()}, dst: host{ip: b.router()}, tcp: syn(8080, out)}
+			reset.tcp.SYN, reset.tcp.RST = false, true
+			b.run("ov_from", reset.bytes(t), tunnelID(idRemote))
+			return out
+		}
+		first := map[uint16]uint16{}
+		taken := map[uint16]bool{}
+		for sport := uint16(32768); sport < 61000; sport += 97 {
+			first[sport] = source(sport)
+			taken[first[sport]] = true
+		}
+		if len(taken) != len(first) {
+			t.Errorf("%d ports became %d", len(first), len(taken))
+		}
+		b.age(2000)
+		for sport, want := range first {
+			if got := source(sport); got != want {
+				t.Errorf("port %d became %d, then %d", sport, want, got)
+			}
+		}
+		if got := source(5000); got != 5000 {
+			t.Errorf("port 5000, which is free, became %d", got)
+		}
+	})
+}
+
 // age makes every entry of the flow tables older, in the unit of Ct.Seen.
 func (b *bench) age(by uint32) {
 	b.t.Helper()
