@@ -118,8 +118,9 @@ const (
 	labelValue = "lash-perf"
 )
 
-// cleanLimit bounds the removal, which also happens after ctx has ended. Thousands of Services take a while.
-const cleanLimit = 5 * time.Minute
+// cleanLimit bounds the removal, which also happens after ctx has ended. Clusters remove their objects one
+// by one: three of them on one machine took more than five minutes for 10,000 Services each.
+const cleanLimit = 30 * time.Minute
 
 func (o *Options) bed() testbed.Bed {
 	return testbed.Bed{
