@@ -281,8 +281,10 @@ __noinline int new_from_pod(struct __sk_buff *ctx)
 			dst_resolve(TUPLE_X);
 		}
 	}
-	if (p->dst_kind == ADDR_VIP)
-		return is_ping(p) ? ping_answer(ctx) : reject(ctx);
+	if (p->dst_kind == ADDR_VIP) {
+		v = answer_ping(ctx);
+		return v ? v : reject(ctx);
+	}
 	if (wants_masq(p)) {
 		masq_addr(p, masq_device(ctx, p));
 		if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && (p->ct_flags & CT_MASQ) &&

@@ -280,17 +280,10 @@ __noinline int reject(struct __sk_buff *ctx)
 	return icmp_reply_error(ctx, p->v6 ? ICMP6_UNREACH : ICMP4_UNREACH, p->v6 ? 4 : 3, 0, 0);
 }
 
-/* Whether a packet is a ping to the address of a load balancer, which nobody else would answer. */
-static __inline int is_ping(const struct pkt *p)
-{
-	if (p->dst_kind != ADDR_VIP || !(p->dst_flags & ADDR_ECHO) || p->frag != FRAG_NOT)
-		return 0;
-	return p->v6 ? p->proto == PROTO_ICMP6 && p->icmp_type == ICMP6_ECHO
-		     : p->proto == PROTO_ICMP && p->icmp_type == ICMP4_ECHO;
-}
-
-/* Answers a ping, in place. */
-__noinline int ping_answer(struct __sk_buff *ctx)
+/* Answers a ping, in place, to the address of a load balancer, which nobody else would. V_NEXT: it
+ * is something else.
+ */
+__noinline int answer_ping(struct __sk_buff *ctx)
 {
 	struct pkt *p = pkt_get();
 	__be16 was, now;
@@ -300,6 +293,10 @@ __noinline int ping_answer(struct __sk_buff *ctx)
 
 	if (!p)
 		return -DROP_INVALID_PACKET;
+	if (p->dst_kind != ADDR_VIP || !(p->dst_flags & ADDR_ECHO) || p->frag != FRAG_NOT ||
+	    p->proto != (p->v6 ? PROTO_ICMP6 : PROTO_ICMP) ||
+	    p->icmp_type != (p->v6 ? ICMP6_ECHO : ICMP4_ECHO))
+		return V_NEXT;
 	l4 = p->l4;
 	if (bpf_skb_load_bytes(ctx, l4, &was, 2))
 		return DROP(p, FILE_ICMP, DROP_TRUNCATED);

@@ -225,12 +225,13 @@ static __inline int from_network(struct __sk_buff *ctx)
 	dst_resolve(TUPLE_T);
 	if (p->dst_kind == ADDR_LOCAL_NODE)
 		return may_be_reply(p) || may_be_service(p) ? to_node(ctx) : V_PASS;
-	if (is_ping(p))
-		return ping_answer(ctx);
 	if (p->dst_kind == ADDR_VIP && may_be_service(p)) {
 		v = to_node(ctx);
+		if (v != V_PASS)
+			return v;
+		v = answer_ping(ctx);
 		/* the stack would only send it on to where it came from */
-		return v == V_PASS ? DROP(p, FILE_TC, DROP_NO_BACKEND) : v;
+		return v ? v : DROP(p, FILE_TC, DROP_NO_BACKEND);
 	}
 	if (p->dst_kind != ADDR_LOCAL_EP || !p->dst_ifindex)
 		return V_PASS;
