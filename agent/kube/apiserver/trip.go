@@ -172,21 +172,25 @@ func (s *Set) fails(at string, err error) {
 // Run asks the server in use whether it is well until ctx ends, and leaves it for another if not. While
 // only one is known, or none is well, there is nothing to choose.
 func (s *Set) Run(ctx context.Context) error {
-	tick := time.NewTicker(s.probeEvery)
-	defer tick.Stop()
 	bad, about := 0, ""
 	for {
+		pause := s.probeEvery
+		if bad > 0 {
+			pause /= 10 // a second look soon
+		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+			wait.Stop()
 			return nil
-		case <-tick.C:
+		case <-wait.C:
 		}
 		all, at := s.Servers()
-		if len(all) < 2 {
-			continue
-		}
 		if at != about {
 			bad, about = 0, at
+		}
+		if len(all) < 2 {
+			continue
 		}
 		err := s.probe(ctx, at)
 		if err == nil {
@@ -195,6 +199,7 @@ func (s *Set) Run(ctx context.Context) error {
 		}
 		if bad++; bad >= patience {
 			s.leave(ctx, at, err)
+			bad = 0
 		}
 	}
 }
