@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/cache"
 	netutils "k8s.io/utils/net"
 
@@ -163,7 +165,12 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		}
 	}
 	for _, p := range s.Spec.Ports {
-		r.Ports = append(r.Ports, state.ServicePort{Name: p.Name, Protocol: protocol(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)})
+		port := state.ServicePort{Name: p.Name, Protocol: protocol(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)}
+		if p.TargetPort.Type == intstr.Int {
+			// An absent one is that of the Service.
+			port.TargetPort = uint16(cmp.Or(p.TargetPort.IntVal, p.Port))
+		}
+		r.Ports = append(r.Ports, port)
 	}
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		r.SessionAffinitySecs = uint32(corev1.DefaultClientIPServiceAffinitySeconds)

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"lash.internal/lash/agent/state"
 )
@@ -27,6 +28,10 @@ func TestServiceRow(t *testing.T) {
 	if !ok || fmt.Sprint(r.LoadBalancerIPs) != "[198.51.100.1 198.51.100.2]" || r.Created != 1000 || !r.Restricted ||
 		fmt.Sprint(r.SourceRanges) != "[10.0.0.0/8 203.0.113.0/24 2001:db8::/32]" {
 		t.Errorf("%+v", r)
+	}
+	s.Spec.Ports = []corev1.ServicePort{{Port: 80}, {Port: 80, TargetPort: intstr.FromInt32(8080)}, {Port: 80, TargetPort: intstr.FromString("http")}}
+	if _, r, _ := serviceRow(s); r.Ports[0].TargetPort != 80 || r.Ports[1].TargetPort != 8080 || r.Ports[2].TargetPort != 0 {
+		t.Errorf("ports %+v", r.Ports)
 	}
 	s.Spec.LoadBalancerSourceRanges = []string{"nonsense"}
 	if _, r, _ := serviceRow(s); !r.Restricted || len(r.SourceRanges) != 0 {

@@ -47,7 +47,9 @@ func (n notices) Delete(ctx context.Context, name state.Name) error {
 func (o *Operator) judgeServices(ctx context.Context) {
 	t := state.NewTables()
 	v := service.View{Tables: t, Enabled: o.cfg.KubeProxyReplacement, IPv4: o.cfg.IPv4, IPv6: o.cfg.IPv6, AnySource: !o.cfg.SourceRangeCheck}
-	g := service.Global{Mode: string(o.cfg.LBMode), Algorithm: o.cfg.LBAlgorithm}
+	g := service.Global{
+		Mode: string(o.cfg.LBMode), Algorithm: o.cfg.LBAlgorithm, NodePortMin: o.cfg.NodePortMin, NodePortMax: o.cfg.NodePortMax,
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	mirror := kube.ServiceMirror(o.client, t)

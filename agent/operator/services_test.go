@@ -50,7 +50,7 @@ func (w *world) said(name string) string {
 // TestServicesAreTold puts on a Service what of it is not honoured, and takes it away when it is.
 func TestServicesAreTold(t *testing.T) {
 	cfg := defaults()
-	cfg.KubeProxyReplacement, cfg.SourceRangeCheck, cfg.LBMode, cfg.LBAlgorithm = true, true, "snat", "random"
+	cfg.KubeProxyReplacement, cfg.SourceRangeCheck, cfg.LBMode, cfg.LBAlgorithm, cfg.NodePortMin, cfg.NodePortMax = true, true, "snat", "random", 30000, 32767
 	ok := webService("ok", "10.96.0.1", 100, nil)
 	other := metav1.Condition{Type: "example.org/Mine", Status: metav1.ConditionTrue, Reason: "R", LastTransitionTime: metav1.Now()}
 	ok.Status.Conditions = []metav1.Condition{other}

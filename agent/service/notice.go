@@ -20,6 +20,8 @@ type Notice struct{ Reason, Message string }
 type Global struct {
 	// Mode is bpf-lb-mode, Algorithm bpf-lb-algorithm.
 	Mode, Algorithm string
+	// NodePortMin and NodePortMax are node-port-range.
+	NodePortMin, NodePortMax uint16
 }
 
 // Judge says what a Service asks for that it does not get. It reads nothing but the Services.
@@ -39,6 +41,8 @@ func (v View) Judge(name state.Name, g Global) (Notice, bool) {
 	add("AddressInUse", v.lost(s)...)
 	add("AddressFamily", v.strayed(s)...)
 	add("SourceRanges", v.closed(s)...)
+	add("PortRange", outOfRange(s, g)...)
+	add("PortTranslation", untranslated(s)...)
 	add("UnsupportedAnnotation", annotations(s, g)...)
 	return out, out.Reason != ""
 }
@@ -93,6 +97,38 @@ func (v View) closed(s state.Service) []string {
 	for _, a := range s.LoadBalancerIPs {
 		if _, ok := v.clusterIP(s, a.Is6()); ok && !slices.ContainsFunc(s.SourceRanges, func(p netip.Prefix) bool { return p.Addr().Is6() == a.Is6() }) {
 			out = append(out, fmt.Sprintf("nobody may use %s: spec.loadBalancerSourceRanges has no %s range", a, familyName(a)))
+		}
+	}
+	return out
+}
+
+// outOfRange are NodePorts that nodes do not look at, since the API server gives out others than they
+// are told.
+func outOfRange(s state.Service, g Global) []string {
+	var out []string
+	for _, p := range s.Ports {
+		if p.NodePort != 0 && (p.NodePort < g.NodePortMin || p.NodePort > g.NodePortMax) {
+			out = append(out, fmt.Sprintf("NodePort %d/%s is not served to callers outside: it is not in %d-%d; set nodePort.range as kube-apiserver has it",
+				p.NodePort, p.Protocol, g.NodePortMin, g.NodePortMax))
+		}
+	}
+	return out
+}
+
+// untranslated are ports of SCTP that would have to become another: its checksum covers them and cannot
+// be mended.
+func untranslated(s state.Service) []string {
+	var out []string
+	for _, p := range s.Ports {
+		if p.Protocol != "SCTP" {
+			continue
+		}
+		if p.TargetPort != 0 && p.TargetPort != p.Port {
+			out = append(out, fmt.Sprintf("port %d/SCTP is not served: the pods' port %d is another, and ports of SCTP are not translated", p.Port, p.TargetPort))
+		}
+		if p.NodePort != 0 && p.TargetPort != 0 && p.TargetPort != p.NodePort {
+			out = append(out, fmt.Sprintf("NodePort %d/SCTP is not served: the pods' port %d is another, and ports of SCTP are not translated; "+
+				"with type LoadBalancer, allocateLoadBalancerNodePorts: false leaves it out", p.NodePort, p.TargetPort))
 		}
 	}
 	return out

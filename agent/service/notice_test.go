@@ -54,6 +54,18 @@ func TestJudge(t *testing.T) {
 				"annotation service.cilium.io/global=true is not honoured; " +
 				"annotation service.cilium.io/lb-algorithm=maglev is not honoured: the algorithm is random for all Services (loadBalancer.algorithm)",
 		},
+		{
+			"NodePorts that nodes do not look at", nil, func(s *state.Service) { s.Ports[0].NodePort = 20080 }, nil,
+			"PortRange NodePort 20080/TCP is not served to callers outside: it is not in 30000-32767; set nodePort.range as kube-apiserver has it",
+		},
+		{
+			"ports of SCTP that differ", nil, func(s *state.Service) {
+				s.Ports = []state.ServicePort{{Protocol: "SCTP", Port: 80, NodePort: 30080, TargetPort: 8080}, {Protocol: "SCTP", Port: 81, TargetPort: 81}, {Protocol: "SCTP", Port: 82}}
+			}, nil,
+			"PortTranslation port 80/SCTP is not served: the pods' port 8080 is another, and ports of SCTP are not translated; " +
+				"NodePort 30080/SCTP is not served: the pods' port 8080 is another, and ports of SCTP are not translated; " +
+				"with type LoadBalancer, allocateLoadBalancerNodePorts: false leaves it out",
+		},
 		{"an alias", nil, annotated("io.cilium/global-service", "true"), nil, "UnsupportedAnnotation annotation io.cilium/global-service=true is not honoured"},
 		{"another proxy's", nil, func(s *state.Service) { s.ProxyName = "other"; annotated("service.cilium.io/type", "NodePort")(s) }, nil, " "},
 		{"kube-proxy's", func(v *View) { v.Enabled = false }, annotated("service.cilium.io/type", "NodePort"), nil, " "},
@@ -74,12 +86,12 @@ func TestJudge(t *testing.T) {
 				v.Tables.Services.Insert(tx, s)
 			}
 			tx.Commit()
-			got, ok := v.Judge(web.Name, Global{Mode: "snat", Algorithm: "random"})
+			got, ok := v.Judge(web.Name, Global{Mode: "snat", Algorithm: "random", NodePortMin: 30000, NodePortMax: 32767})
 			if text := fmt.Sprint(got.Reason, " ", got.Message); text != c.want || ok != (c.want != " ") {
 				t.Errorf("got %s\nwant %s", text, c.want)
 			}
 			for _, s := range c.others {
-				if got, ok := v.Judge(s.Name, Global{Mode: "snat", Algorithm: "random"}); ok {
+				if got, ok := v.Judge(s.Name, Global{Mode: "snat", Algorithm: "random", NodePortMin: 30000, NodePortMax: 32767}); ok {
 					t.Errorf("the holder is blamed: %v", got)
 				}
 			}

@@ -204,6 +204,8 @@ type ServicePort struct {
 	Protocol string // TCP, UDP or SCTP
 	Port     uint16
 	NodePort uint16
+	// TargetPort is the pods' port, 0 where they know it by a name.
+	TargetPort uint16
 }
 
 // EndpointSlice is one slice of a Service's backends.
