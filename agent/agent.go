@@ -54,6 +54,7 @@ type Agent struct {
 	addresses *addresses
 	events    *flow.Monitor
 	svc       *services
+	notes     *notes
 
 	flowsMove atomic.Bool // out of a table of before, which is not purged
 
@@ -134,6 +135,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.newPaths(); err != nil {
 		return err
 	}
+	a.notes = newNotes(a, client.Warn)
 
 	// Pods: identities, addresses, and the runtime's requests.
 	if err := a.newPods(client); err != nil {
@@ -151,7 +153,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
 	background("addresses", a.svc.followAddresses)
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
-	for _, chain := range append(a.chains(), a.svc.health) {
+	for _, chain := range append(a.chains(), a.svc.health, a.notes.chain) {
 		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
 	}
 	a.setPhase(errors.New("waiting for the first full set of objects and for the kernel to hold it"))

@@ -132,7 +132,7 @@ func (a *Agent) warnings() []string {
 	if err := a.svc.sockets.cannot; err != nil {
 		out = append(out, stuckSockets+": "+err.Error())
 	}
-	return out
+	return append(out, a.notes.list()...)
 }
 
 // kubernetes is the state of the watches.
@@ -197,7 +197,7 @@ func (a *Agent) cniFile() api.Status {
 // controllers are the loops and the writers of Kubernetes objects.
 func (a *Agent) controllers() []api.Controller {
 	var loops []reconcile.Status
-	for _, c := range append(a.chains(), a.svc.health, a.servers) {
+	for _, c := range append(a.chains(), a.svc.health, a.notes.chain, a.servers) {
 		if c != nil {
 			loops = append(loops, c.Status()...)
 		}

@@ -36,16 +36,9 @@ func (c *Client) SetServiceNotice(ctx context.Context, s state.Service, reason, 
 	if err != nil {
 		return err
 	}
-	_, err = c.Kubernetes.CoreV1().Events(s.Name.Namespace).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", s.Name.Name, now.UnixNano()), Namespace: s.Name.Namespace},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: s.Name.Namespace, Name: s.Name.Name, UID: types.UID(s.UID)},
-		Type:           corev1.EventTypeWarning, Reason: reason, Message: message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
-		Source: corev1.EventSource{Component: "cilium-operator"}, ReportingController: "cilium-operator",
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return fmt.Errorf("event on Service %s: %w", s.Name, err)
-	}
-	return nil
+	return c.Warn(ctx, Warning{
+		Kind: "Service", Namespace: s.Name.Namespace, Name: s.Name.Name, UID: s.UID, Reason: reason, Message: message, Component: "cilium-operator",
+	})
 }
 
 // ClearServiceNotice takes the condition away. A Service that is gone needs none.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"lash.internal/lash/agent/reconcile"
 	"lash.internal/lash/agent/state"
 )
 
@@ -26,8 +28,40 @@ type HealthChecks struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 
-	mu   sync.Mutex
-	held map[netip.AddrPort]*healthCheck
+	mu     sync.Mutex
+	held   map[netip.AddrPort]*healthCheck
+	failed map[netip.AddrPort]HealthFailure
+	change reconcile.Signal
+}
+
+// HealthFailure is a port at which nothing answers for a Service.
+type HealthFailure struct {
+	Service state.Name
+	Err     error
+}
+
+// Failures are the ports that cannot be had. Changed fires when they are others.
+func (h *HealthChecks) Failures() map[netip.AddrPort]HealthFailure {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.failed)
+}
+
+// Changed fires when Failures has another answer.
+func (h *HealthChecks) Changed() *reconcile.Signal { return &h.change }
+
+// note remembers how it went at a port; nil: well.
+func (h *HealthChecks) note(at netip.AddrPort, service state.Name, err error) {
+	old, had := h.failed[at]
+	switch {
+	case err == nil && !had, err != nil && had && old.Service == service && old.Err.Error() == err.Error():
+		return
+	case err == nil:
+		delete(h.failed, at)
+	default:
+		h.failed[at] = HealthFailure{service, err}
+	}
+	h.change.Fire()
 }
 
 type healthCheck struct {
@@ -38,7 +72,7 @@ type healthCheck struct {
 
 // NewHealthChecks returns a target that listens nowhere yet. ready says whether the node serves at all.
 func NewHealthChecks(ready func() error) *HealthChecks {
-	h := &HealthChecks{ready: ready, held: map[netip.AddrPort]*healthCheck{}}
+	h := &HealthChecks{ready: ready, held: map[netip.AddrPort]*healthCheck{}, failed: map[netip.AddrPort]HealthFailure{}}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	return h
 }
@@ -78,6 +112,7 @@ func (h *HealthChecks) Set(_ context.Context, at netip.AddrPort, answer state.He
 		addr = net.JoinHostPort("", strconv.Itoa(int(at.Port())))
 	}
 	l, err := ListenTCP(h.ctx, addr)
+	h.note(at, answer.Service, err)
 	if err != nil {
 		return fmt.Errorf("health checks of Service %s: %w", answer.Service, err)
 	}
@@ -98,6 +133,7 @@ func (h *HealthChecks) Delete(_ context.Context, at netip.AddrPort) error {
 	h.mu.Lock()
 	c := h.held[at]
 	delete(h.held, at)
+	h.note(at, state.Name{}, nil)
 	h.mu.Unlock()
 	if c != nil {
 		c.stop()

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"lash.internal/lash/agent/state"
 )
 
@@ -99,12 +101,26 @@ func TestHealthCheckPortTaken(t *testing.T) {
 	if want := "health checks of Service default/web: listen on " + taken.String() + ": "; err == nil || len(err.Error()) < len(want) || err.Error()[:len(want)] != want {
 		t.Errorf("error %v", err)
 	}
+	if got := h.Failures(); len(got) != 1 || got[taken].Service != web.Service || !errors.Is(got[taken].Err, unix.EADDRINUSE) {
+		t.Errorf("failures are %v", got)
+	}
 	if err := h.Set(t.Context(), freePort(t), web); err != nil {
 		t.Errorf("another port: %v", err)
+	}
+	changed := h.Changed().Watch()
+	_ = h.Set(t.Context(), taken, web)
+	select {
+	case <-changed:
+		t.Error("the same failure again is news")
+	default:
 	}
 	l.Close()
 	if err := h.Set(t.Context(), taken, web); err != nil {
 		t.Errorf("the port when it is free: %v", err)
+	}
+	<-changed
+	if got := h.Failures(); len(got) != 0 {
+		t.Errorf("failures are %v", got)
 	}
 }
 

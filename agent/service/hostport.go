@@ -4,8 +4,10 @@ package service
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"lash.internal/lash/agent/state"
 )
@@ -87,27 +89,75 @@ func (v View) HostPortAt(a netip.Addr) bool {
 // hostPort says what stands behind a HostPort. A Service goes before pods; of several pods one that
 // stays goes before one that ends, then the oldest has it, then the first by name.
 func (v View) hostPort(f state.Frontend) (state.Balance, bool) {
-	var owner state.Pod
-	var to netip.AddrPort
-	for _, p := range v.Tables.Pods.ByIndex("hostport", state.PortKey(f.Port, f.Protocol)) {
-		if !slices.Contains(v.HostPorts(p), f) || to.IsValid() && !before(p, owner) {
-			continue
+	owner, ok := v.hostPortOwner(f)
+	if !ok {
+		return state.Balance{}, false
+	}
+	if _, taken := v.hostPortService(f); taken {
+		return state.Balance{}, false
+	}
+	for _, h := range owner.HostPorts {
+		if h.HostPort == f.Port && h.Protocol == f.Protocol && slices.Contains(v.hostAddrs(owner, h), f.Addr) {
+			ip, _ := podIP(owner, f.Addr.Is6())
+			return state.Balance{Type: state.FrontHostPort, All: []netip.AddrPort{netip.AddrPortFrom(ip, h.ContainerPort)}}, true
 		}
+	}
+	return state.Balance{}, false
+}
+
+// hostPortOwner is the pod that has a HostPort if no Service does.
+func (v View) hostPortOwner(f state.Frontend) (owner state.Pod, ok bool) {
+	for _, p := range v.Tables.Pods.ByIndex("hostport", state.PortKey(f.Port, f.Protocol)) {
+		if slices.Contains(v.HostPorts(p), f) && (!ok || before(p, owner)) {
+			owner, ok = p, true
+		}
+	}
+	return owner, ok
+}
+
+// hostPortService is a Service that has the frontend of a HostPort.
+func (v View) hostPortService(f state.Frontend) (state.Name, bool) {
+	for _, s := range v.Tables.Services.ByIndex("outside", outsideKey(f)) {
+		if _, claims := v.clusterIP(s, f.Addr.Is6()); claims {
+			return s.Name, true
+		}
+	}
+	return state.Name{}, false
+}
+
+// JudgePod says which HostPorts of a pod are not open. One that is about to end may lose them.
+func (v View) JudgePod(name state.Name) (Notice, bool) {
+	pods, _ := v.Tables.Pods.Initialized()
+	services, _ := v.Tables.Services.Initialized()
+	p, ok := v.Tables.Pods.Get(name)
+	if !v.Enabled || !pods || !services || !ok || p.Terminating {
+		return Notice{}, false
+	}
+	var out []string
+	for _, f := range v.HostPorts(p) {
+		if s, taken := v.hostPortService(f); taken {
+			out = append(out, fmt.Sprintf("HostPort %s is not open: Service %s has it", f, s))
+		} else if owner, _ := v.hostPortOwner(f); owner.Name != p.Name {
+			out = append(out, fmt.Sprintf("HostPort %s is not open: pod %s has it, which was there before", f, owner.Name))
+		}
+	}
+	if hostPorts(p) && len(p.IPs) > 0 {
 		for _, h := range p.HostPorts {
-			if h.HostPort == f.Port && h.Protocol == f.Protocol && slices.Contains(v.hostAddrs(p, h), f.Addr) {
-				ip, _ := podIP(p, f.Addr.Is6())
-				owner, to = p, netip.AddrPortFrom(ip, h.ContainerPort)
-				break
+			if h.HostIP.IsValid() && len(v.hostAddrs(p, h)) == 0 && balanced(h.Protocol) {
+				out = append(out, fmt.Sprintf("HostPort %d/%s is not open at %s: the pod has no %s address", h.HostPort, h.Protocol, h.HostIP, familyName(h.HostIP)))
 			}
 		}
 	}
-	if !to.IsValid() || v.Tables.Services.Any("outside", outsideKey(f), func(s state.Service) bool {
-		_, claims := v.clusterIP(s, f.Addr.Is6())
-		return claims
-	}) {
-		return state.Balance{}, false
+	return Notice{Reason: "HostPortNotOpen", Message: strings.Join(out, "; ")}, len(out) > 0
+}
+
+// PodsAt are the pods that ask for a HostPort, by name.
+func (v View) PodsAt(f state.Frontend) []state.Name {
+	var out []state.Name
+	for _, p := range v.Tables.Pods.ByIndex("hostport", state.PortKey(f.Port, f.Protocol)) {
+		out = append(out, p.Name)
 	}
-	return state.Balance{Type: state.FrontHostPort, All: []netip.AddrPort{to}}, true
+	return out
 }
 
 func before(a, b state.Pod) bool {
