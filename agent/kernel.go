@@ -51,7 +51,7 @@ type kernel struct {
 	tables      *state.Tables
 	underlay6   bool
 	underlayMTU int
-	podMTU      int // largest packet between pods of two nodes
+	podMTU      int        // largest packet between pods of two nodes
 	constant    bpf.Config // what the programs are loaded with
 	maps        *maps.Set
 	choice      *upgrade.Choice

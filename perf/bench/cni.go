@@ -151,6 +151,9 @@ const (
 
 const pluginDir = "/opt/cni/bin/"
 
+// netnsDir is where containerd and CRI-O keep the namespaces of pods.
+const netnsDir = "/var/run/netns"
+
 // ptpNetConfig is the reference plugin's configuration: addresses that nothing else here uses.
 func ptpNetConfig(ipv6 bool) json.RawMessage {
 	subnet, dst := "10.96.128.0/24", "0.0.0.0/0"
@@ -211,7 +214,7 @@ func (b *run) measureCNI(ctx context.Context, k *kube) error {
 		for _, atOnce := range []bool{false, true} {
 			for _, i := range stats.Order(len(jobs), max(round, 0)) {
 				j := jobs[i]
-				j.Netns, j.AtOnce, j.Count = "/run/netns", atOnce, serialCalls
+				j.Netns, j.AtOnce, j.Count = netnsDir, atOnce, serialCalls
 				if atOnce {
 					j.Count = burstCalls
 				}

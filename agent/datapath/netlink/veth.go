@@ -5,6 +5,7 @@ package netlink
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -12,6 +13,12 @@ import (
 	nl "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// runDir is the other name of varRunDir.
+const runDir = "/run/"
+
+// varRunDir is where the agent's container has the node's network namespaces; a variable for tests.
+var varRunDir = "/var/run/"
 
 // Veth is the pair of devices between a pod and its node.
 type Veth struct {
@@ -71,13 +78,23 @@ func createInside(pair nl.Veth, peer Peer) bool {
 	if peer.Netns == "" || peer.Name == "" {
 		return false
 	}
-	ns, err := os.Open(peer.Netns)
+	ns, err := openNetns(peer.Netns)
 	if err != nil {
 		return false
 	}
 	defer ns.Close()
 	pair.PeerName, pair.PeerNamespace = peer.Name, nl.NsFd(ns.Fd())
 	return nl.LinkAdd(&pair) == nil
+}
+
+// openNetns opens the file of a network namespace. On nodes /var/run is another name of /run, and who
+// calls the plugin may use either; the agent's container has the first only.
+func openNetns(path string) (*os.File, error) {
+	ns, err := os.Open(path)
+	if other, ok := strings.CutPrefix(path, runDir); ok && errors.Is(err, fs.ErrNotExist) {
+		ns, err = os.Open(varRunDir + other)
+	}
+	return ns, err
 }
 
 // SetUp brings a device up.

@@ -71,3 +71,22 @@ func TestPodsEndIsMadeInside(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherNameOfRun finds a namespace that the runtime calls by the name that the container lacks.
+func TestOtherNameOfRun(t *testing.T) {
+	before := varRunDir
+	varRunDir = t.TempDir() + "/"
+	t.Cleanup(func() { varRunDir = before })
+	if err := os.WriteFile(varRunDir+"of-a-test-only", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ns, err := openNetns("/run/of-a-test-only")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Close()
+	if ns, err := openNetns("/proc/of-a-test-only"); err == nil {
+		ns.Close()
+		t.Error("another folder is taken for it")
+	}
+}
