@@ -126,7 +126,9 @@ func newBenchAfter(t *testing.T, v6 bool, conf func(*bpf.Config), before *bench)
 		for _, name := range []string{"ct4", "ct4_new", "ct6", "ct6_new"} {
 			m := before.coll.Maps[name]
 			prev[name+"_prev"] = m
-			spec.Maps[name+"_prev"].MaxEntries, gc.Maps[name+"_prev"].MaxEntries = m.MaxEntries(), m.MaxEntries()
+			for _, ms := range []*ebpf.MapSpec{spec.Maps[name+"_prev"], gc.Maps[name+"_prev"]} {
+				ms.MaxEntries, ms.Flags = m.MaxEntries(), m.Flags() // whatever tables of before had, as on a node
+			}
 		}
 	}
 	if err := c.Apply(spec); err != nil {
