@@ -156,6 +156,13 @@ static __inline int sock_bind(struct bpf_sock *ctx, int v6)
 		w[2] = LB_V4MAPPED;
 	key.port = bpf_htons(port);
 	key.proto = ctx->protocol;
+	if (bpf_map_lookup_elem(&front, &key))
+		return SOCK_DENY;
+	/* a socket of IPv6 without an address, or with one of IPv4, has the port in IPv4 too */
+	if (!v6 || ctx->src_ip6[0] || ctx->src_ip6[1] ||
+	    (ctx->src_ip6[2] != LB_V4MAPPED && (ctx->src_ip6[2] || ctx->src_ip6[3])))
+		return SOCK_OK;
+	w[2] = LB_V4MAPPED;
 	return bpf_map_lookup_elem(&front, &key) ? SOCK_DENY : SOCK_OK;
 }
 

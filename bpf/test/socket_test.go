@@ -217,6 +217,7 @@ func TestSockets(t *testing.T) {
 	s.port(1, netip.MustParseAddrPort("10.96.0.1:80"), unix.IPPROTO_TCP, bpf.FrontPrimary, bpf.Svc{}, backend)
 	s.port(2, netip.MustParseAddrPort("0.0.0.0:31000"), unix.IPPROTO_TCP, outsideNodePort, bpf.Svc{}, backend)
 	s.port(3, netip.MustParseAddrPort("[::]:31000"), unix.IPPROTO_TCP, outsideNodePort, bpf.Svc{}, backend6)
+	s.port(9, netip.MustParseAddrPort("0.0.0.0:31002"), unix.IPPROTO_TCP, outsideNodePort, bpf.Svc{}, backend)
 	s.port(4, netip.MustParseAddrPort("10.96.0.1:81"), unix.IPPROTO_TCP, bpf.FrontPrimary, bpf.Svc{})
 	s.port(5, netip.MustParseAddrPort("0.0.0.0:4000"), unix.IPPROTO_TCP, bpf.FrontOutside|bpf.FrontThisNode|bpf.FrontHostPort<<bpf.FrontTypeShift, bpf.Svc{}, backend)
 	s.port(6, netip.MustParseAddrPort("10.96.0.1:82"), unix.IPPROTO_TCP, bpf.FrontPrimary, bpf.Svc{Flags: bpf.SvcInternalLocal}, backend)
@@ -249,6 +250,8 @@ func TestSockets(t *testing.T) {
 		"bind 0.0.0.0:31000", "not permitted",
 		"bind [::]:31000", "not permitted",
 		"bind 127.0.0.1:31001", "bound",
+		"bind [::]:31002", "not permitted", // it would have the port in IPv4 too
+		"bind [::1]:31002", "bound",
 	)
 	k := bpf.CIDR(netip.MustParsePrefix("192.168.0.0/24"))
 	s.put("srcrange", bpf.SrcrangeKey{Plen: k.Plen, SvcId: 7, Ip: k.Ip}, uint32(1))
