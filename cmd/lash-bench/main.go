@@ -143,6 +143,9 @@ func measure(ctx context.Context, o bench.Options, results, report string) error
 	if cerr := f.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("file of results: %w", cerr)
 	}
+	if err != nil && len(records) == 0 {
+		return errors.Join(err, os.Remove(path))
+	}
 	if err != nil {
 		return fmt.Errorf("%w\nwhat was measured before is in %s", err, path)
 	}

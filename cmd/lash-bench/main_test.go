@@ -20,9 +20,13 @@ func TestMistakes(t *testing.T) {
 		"--max-load 0 --duration 1500ms":           "whole seconds",
 		"--max-load 0 --duration 1s --rounds 1 -x": "-x",
 	} {
-		args := append(strings.Fields(args), "--results", t.TempDir())
+		dir := t.TempDir()
+		args := append(strings.Fields(args), "--results", dir)
 		if err := run(t.Context(), args, nil, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) > 0 {
+			t.Errorf("%q leaves %q, in which nothing is", args, left)
 		}
 	}
 	if err := run(t.Context(), []string{"now"}, nil, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), `no argument "now"`) {

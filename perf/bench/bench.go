@@ -103,11 +103,11 @@ func Run(ctx context.Context, o Options) ([]Record, error) {
 	b.image = filepath.Join(b.dir, "lash.tar")
 	k := &kube{lash: filepath.Join(o.Bin, "lash"), kubeconfig: filepath.Join(b.dir, "kubeconfig")}
 	if _, err := k.lashCLI(ctx, "image", "save", b.image); err != nil {
-		return nil, err
+		return b.all, err
 	}
 	b.say("sizes and start of the programs")
 	if err := b.measureSizes(ctx, b.image); err != nil {
-		return nil, err
+		return b.all, err
 	}
 	for _, native := range []bool{false, true} {
 		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g Group) bool { return g.Tool != nil || g.Native != native })
