@@ -261,8 +261,7 @@ static long snat_try(u32 i, void *arg)
 	if (p->snat != SNAT_KEEP || i)
 		p->x.sport = bpf_htons(snat_candidate(p, i, s->first));
 	s->err = ct_add_rev();
-	/* the server may still hold what a flow that is over has left: its port is a last resort */
-	if (s->err == -EEXIST && i >= SNAT_RANDOM_TRIES && ct_take_over())
+	if (s->err == -EEXIST && ct_take_over())
 		s->err = ct_add_rev();
 	return s->err != -EEXIST;
 }
