@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -230,7 +231,16 @@ func (a *Agent) learn(ctx context.Context) error {
 	if a.pool, err = ipam.New(cidrs); err != nil {
 		return err
 	}
-	a.source.SetRouterIPs(a.pool.Routers()...)
+	have, err := netlink.HostAddrs()
+	if err != nil {
+		return fmt.Errorf("addresses of %s: %w", netlink.HostDevice, err)
+	}
+	pods, err := cni.SavedAddrs(a.endpointsDir())
+	if err != nil {
+		return fmt.Errorf("addresses of restored endpoints: %w", err)
+	}
+	a.pool.TakeSNAT(have, pods)
+	a.source.SetRouterIPs(a.pool.Own()...)
 	a.log.Info("node", "name", a.node.Name, "addresses", a.node.InternalIPs, "podCIDRs", cidrs)
 	a.setPhase(errors.New("loading programs"))
 	return nil
@@ -266,7 +276,7 @@ func (a *Agent) newPaths() error {
 	v := node.View{
 		Tables: t, Vip: a.svc.view.VIP, Ping: a.svc.view.Ping, NodePort: a.svc.view.NodePortOpen, HostPort: a.svc.view.HostPortAt, Underlay6: a.kernel.underlay6, TunnelMTU: a.kernel.podMTU,
 		Tunnel: a.cfg.Tunnel, DirectRoutes: a.cfg.DirectRoutes,
-		Routers: a.pool.Routers(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
+		Routers: a.pool.Own(), Masquerade4: a.cfg.IPv4 && a.cfg.MasqueradeIPv4, Masquerade6: a.cfg.IPv6 && a.cfg.MasqueradeIPv6,
 	}
 	for _, p := range []netip.Prefix{a.cfg.NativeRoutingCIDRv4, a.cfg.NativeRoutingCIDRv6} {
 		if p.IsValid() {
@@ -344,10 +354,13 @@ func (a *Agent) newPods(client *kube.Client) error {
 	a.pods = cni.New(cni.Options{
 		Tables: a.tables, Datapath: podLinks{a}, Addresses: a.addresses, Identities: ids, Objects: client,
 		Exhausted: func(err error) bool { return errors.Is(err, ipam.ErrExhausted) },
-		StateDir:  a.cfg.StateDir + "/endpoints", QueueDir: wire.QueueDir, Log: a.log,
+		StateDir:  a.endpointsDir(), QueueDir: wire.QueueDir, Log: a.log,
 	})
 	return nil
 }
+
+// endpointsDir holds the files of endpoints.
+func (a *Agent) endpointsDir() string { return filepath.Join(a.cfg.StateDir, "endpoints") }
 
 // ready opens the node for pods, as the very last step of a start.
 func (a *Agent) ready() error {

@@ -237,7 +237,7 @@ func (k *kernel) openDevices(self state.Node, pool *ipam.Pool) error {
 		return err
 	}
 	k.devices, err = netlink.NewKeeper(k.tables, netlink.Plan{
-		IPv4: k.cfg.IPv4, IPv6: k.cfg.IPv6, Router4: pool.Router4(), Router6: pool.Router6(),
+		IPv4: k.cfg.IPv4, IPv6: k.cfg.IPv6, Addrs: pool.Own(),
 		UnderlayMTU: k.underlayMTU, Tunnel: k.cfg.Tunnel, TunnelPort: k.cfg.TunnelPort,
 	}, k.sysctls, k.log)
 	return err
@@ -278,10 +278,37 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 		return a
 	}
 	c.Router4, c.Router6 = only(k.cfg.IPv4, pool.Router4()), only(k.cfg.IPv6, pool.Router6())
+	k.snat(&c, pool)
 	// The node's addresses carry the tunnel, whichever families pods have.
 	c.Node4, c.Node6 = self.Addr(false), self.Addr(true)
 	return c, nil
 }
+
+// snat gives what comes from outside to pods of other nodes its source: an address that is there for
+// this alone, or, where the pod range has none for it, the router's behind a tunnel, with ports that the
+// host does not take for itself, and the node's without.
+func (k *kernel) snat(c *bpf.Config, pool *ipam.Pool) {
+	for _, a := range pool.SNAT() {
+		if a.Is4() {
+			c.SNATAddr4 = a
+		} else {
+			c.SNATAddr6 = a
+		}
+	}
+	for _, f := range []struct{ router, addr *netip.Addr }{{&c.Router4, &c.SNATAddr4}, {&c.Router6, &c.SNATAddr6}} {
+		if !f.router.IsValid() || f.addr.IsValid() {
+			continue
+		}
+		k.log.Warn("the pod range has no address for connections from outside to pods of other nodes: many from one client may fail", "range of", *f.router)
+		if k.cfg.Tunnel {
+			*f.addr = *f.router
+			c.SNATAddrMax = routerSNATMax
+		}
+	}
+}
+
+// routerSNATMax is the last port below those that Linux gives to connections of the host.
+const routerSNATMax = 32767
 
 // runCfg are the switches that may change while programs run; there is one element.
 func (k *kernel) runCfg(element uint32) (bpf.RunCfg, bool) {

@@ -40,9 +40,8 @@ type Config struct {
 	// SNATMin and SNATMax bound the source ports of masqueraded flows, both inclusive. The range
 	// has to be in net.ipv4.ip_local_reserved_ports.
 	SNATMin, SNATMax uint16
-	// RouterSNATMin and RouterSNATMax are the same for flows whose source becomes the router's address,
-	// which nothing else uses with ports below those that the host gives out.
-	RouterSNATMin, RouterSNATMax uint16
+	// SNATAddrMin and SNATAddrMax are the same for flows whose source becomes SNATAddr4 or SNATAddr6.
+	SNATAddrMin, SNATAddrMax uint16
 	// NodePortMin and NodePortMax bound the NodePorts, both inclusive.
 	NodePortMin, NodePortMax uint16
 	// BindProtect keeps processes of the host from NodePorts that are in use.
@@ -61,6 +60,9 @@ type Config struct {
 	// itself through a Service. An invalid address leaves the default.
 	Router4, Node4, Loopback4 netip.Addr
 	Router6, Node6, Loopback6 netip.Addr
+	// SNATAddr4 and SNATAddr6 are the sources of what comes from outside to pods of other nodes: addresses
+	// of this node's pod ranges. Without one it is the node's.
+	SNATAddr4, SNATAddr6 netip.Addr
 	// FlowsMove says that flows are still moving here from tables of another size or layout.
 	FlowsMove bool
 	// Test makes programs record redirects in map test_rec.
@@ -72,7 +74,7 @@ func DefaultConfig() Config {
 	return Config{
 		IPv4: true, IPv6: true, KubeProxyReplacement: true, SockLB: SockLBAll, Tunnel: true,
 		Masquerade4: true, Masquerade6: true, TunnelPort: 8472, TunnelMTU: 1450,
-		SNATMin: 49152, SNATMax: 65535, RouterSNATMin: 1024, RouterSNATMax: 32767, NodePortMin: 30000, NodePortMax: 32767, BindProtect: true, World4: IdentityWorld, World6: IdentityWorld,
+		SNATMin: 49152, SNATMax: 65535, SNATAddrMin: 1024, SNATAddrMax: 65535, NodePortMin: 30000, NodePortMax: 32767, BindProtect: true, World4: IdentityWorld, World6: IdentityWorld,
 	}
 }
 
@@ -84,14 +86,14 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 		"c_test": flag(c.Test), "c_ct_prev": flag(c.FlowsMove), "c_tunnel": flag(c.Tunnel),
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
-		"c_router_snat_min": c.RouterSNATMin, "c_router_snat_max": c.RouterSNATMax,
+		"c_snat_addr_min": c.SNATAddrMin, "c_snat_addr_max": c.SNATAddrMax,
 		"c_node_port_min": c.NodePortMin, "c_node_port_max": c.NodePortMax,
 		"c_lb_mode": c.LBMode, "c_bind_protect": flag(c.BindProtect), "c_maglev_size": c.MaglevSize, "c_maglev_seed": c.MaglevSeed,
 		"c_world_id4": c.World4, "c_world_id6": c.World6,
 	}
 	addrs := map[string]netip.Addr{
 		"c_router4": c.Router4, "c_router6": c.Router6, "c_node4": c.Node4, "c_node6": c.Node6,
-		"c_loopback4": c.Loopback4, "c_loopback6": c.Loopback6,
+		"c_loopback4": c.Loopback4, "c_loopback6": c.Loopback6, "c_snat_addr4": c.SNATAddr4, "c_snat_addr6": c.SNATAddr6,
 	}
 	for name, a := range addrs {
 		switch {

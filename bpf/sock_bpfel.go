@@ -59,8 +59,10 @@ const (
 	SockVarC_nodePortMin     = "c_node_port_min"
 	SockVarC_router4         = "c_router4"
 	SockVarC_router6         = "c_router6"
-	SockVarC_routerSnatMax   = "c_router_snat_max"
-	SockVarC_routerSnatMin   = "c_router_snat_min"
+	SockVarC_snatAddr4       = "c_snat_addr4"
+	SockVarC_snatAddr6       = "c_snat_addr6"
+	SockVarC_snatAddrMax     = "c_snat_addr_max"
+	SockVarC_snatAddrMin     = "c_snat_addr_min"
 	SockVarC_snatMax         = "c_snat_max"
 	SockVarC_snatMin         = "c_snat_min"
 	SockVarC_sockLb          = "c_sock_lb"
@@ -150,36 +152,38 @@ type SockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SockVariableSpecs struct {
-	C_bindProtect   *ebpf.VariableSpec `ebpf:"c_bind_protect"`
-	C_ctPrev        *ebpf.VariableSpec `ebpf:"c_ct_prev"`
-	C_hostCookie    *ebpf.VariableSpec `ebpf:"c_host_cookie"`
-	C_ipv4          *ebpf.VariableSpec `ebpf:"c_ipv4"`
-	C_ipv6          *ebpf.VariableSpec `ebpf:"c_ipv6"`
-	C_kpr           *ebpf.VariableSpec `ebpf:"c_kpr"`
-	C_lbMode        *ebpf.VariableSpec `ebpf:"c_lb_mode"`
-	C_loopback4     *ebpf.VariableSpec `ebpf:"c_loopback4"`
-	C_loopback6     *ebpf.VariableSpec `ebpf:"c_loopback6"`
-	C_maglevSeed    *ebpf.VariableSpec `ebpf:"c_maglev_seed"`
-	C_maglevSize    *ebpf.VariableSpec `ebpf:"c_maglev_size"`
-	C_masq4         *ebpf.VariableSpec `ebpf:"c_masq4"`
-	C_masq6         *ebpf.VariableSpec `ebpf:"c_masq6"`
-	C_node4         *ebpf.VariableSpec `ebpf:"c_node4"`
-	C_node6         *ebpf.VariableSpec `ebpf:"c_node6"`
-	C_nodePortMax   *ebpf.VariableSpec `ebpf:"c_node_port_max"`
-	C_nodePortMin   *ebpf.VariableSpec `ebpf:"c_node_port_min"`
-	C_router4       *ebpf.VariableSpec `ebpf:"c_router4"`
-	C_router6       *ebpf.VariableSpec `ebpf:"c_router6"`
-	C_routerSnatMax *ebpf.VariableSpec `ebpf:"c_router_snat_max"`
-	C_routerSnatMin *ebpf.VariableSpec `ebpf:"c_router_snat_min"`
-	C_snatMax       *ebpf.VariableSpec `ebpf:"c_snat_max"`
-	C_snatMin       *ebpf.VariableSpec `ebpf:"c_snat_min"`
-	C_sockLb        *ebpf.VariableSpec `ebpf:"c_sock_lb"`
-	C_test          *ebpf.VariableSpec `ebpf:"c_test"`
-	C_tunnel        *ebpf.VariableSpec `ebpf:"c_tunnel"`
-	C_tunnelMtu     *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort    *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
-	C_worldId4      *ebpf.VariableSpec `ebpf:"c_world_id4"`
-	C_worldId6      *ebpf.VariableSpec `ebpf:"c_world_id6"`
+	C_bindProtect *ebpf.VariableSpec `ebpf:"c_bind_protect"`
+	C_ctPrev      *ebpf.VariableSpec `ebpf:"c_ct_prev"`
+	C_hostCookie  *ebpf.VariableSpec `ebpf:"c_host_cookie"`
+	C_ipv4        *ebpf.VariableSpec `ebpf:"c_ipv4"`
+	C_ipv6        *ebpf.VariableSpec `ebpf:"c_ipv6"`
+	C_kpr         *ebpf.VariableSpec `ebpf:"c_kpr"`
+	C_lbMode      *ebpf.VariableSpec `ebpf:"c_lb_mode"`
+	C_loopback4   *ebpf.VariableSpec `ebpf:"c_loopback4"`
+	C_loopback6   *ebpf.VariableSpec `ebpf:"c_loopback6"`
+	C_maglevSeed  *ebpf.VariableSpec `ebpf:"c_maglev_seed"`
+	C_maglevSize  *ebpf.VariableSpec `ebpf:"c_maglev_size"`
+	C_masq4       *ebpf.VariableSpec `ebpf:"c_masq4"`
+	C_masq6       *ebpf.VariableSpec `ebpf:"c_masq6"`
+	C_node4       *ebpf.VariableSpec `ebpf:"c_node4"`
+	C_node6       *ebpf.VariableSpec `ebpf:"c_node6"`
+	C_nodePortMax *ebpf.VariableSpec `ebpf:"c_node_port_max"`
+	C_nodePortMin *ebpf.VariableSpec `ebpf:"c_node_port_min"`
+	C_router4     *ebpf.VariableSpec `ebpf:"c_router4"`
+	C_router6     *ebpf.VariableSpec `ebpf:"c_router6"`
+	C_snatAddr4   *ebpf.VariableSpec `ebpf:"c_snat_addr4"`
+	C_snatAddr6   *ebpf.VariableSpec `ebpf:"c_snat_addr6"`
+	C_snatAddrMax *ebpf.VariableSpec `ebpf:"c_snat_addr_max"`
+	C_snatAddrMin *ebpf.VariableSpec `ebpf:"c_snat_addr_min"`
+	C_snatMax     *ebpf.VariableSpec `ebpf:"c_snat_max"`
+	C_snatMin     *ebpf.VariableSpec `ebpf:"c_snat_min"`
+	C_sockLb      *ebpf.VariableSpec `ebpf:"c_sock_lb"`
+	C_test        *ebpf.VariableSpec `ebpf:"c_test"`
+	C_tunnel      *ebpf.VariableSpec `ebpf:"c_tunnel"`
+	C_tunnelMtu   *ebpf.VariableSpec `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort  *ebpf.VariableSpec `ebpf:"c_tunnel_port"`
+	C_worldId4    *ebpf.VariableSpec `ebpf:"c_world_id4"`
+	C_worldId6    *ebpf.VariableSpec `ebpf:"c_world_id6"`
 }
 
 // SockObjects contains all objects after they have been loaded into the kernel.
@@ -241,36 +245,38 @@ func (m *SockMaps) Close() error {
 //
 // It can be passed to LoadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SockVariables struct {
-	C_bindProtect   *ebpf.Variable `ebpf:"c_bind_protect"`
-	C_ctPrev        *ebpf.Variable `ebpf:"c_ct_prev"`
-	C_hostCookie    *ebpf.Variable `ebpf:"c_host_cookie"`
-	C_ipv4          *ebpf.Variable `ebpf:"c_ipv4"`
-	C_ipv6          *ebpf.Variable `ebpf:"c_ipv6"`
-	C_kpr           *ebpf.Variable `ebpf:"c_kpr"`
-	C_lbMode        *ebpf.Variable `ebpf:"c_lb_mode"`
-	C_loopback4     *ebpf.Variable `ebpf:"c_loopback4"`
-	C_loopback6     *ebpf.Variable `ebpf:"c_loopback6"`
-	C_maglevSeed    *ebpf.Variable `ebpf:"c_maglev_seed"`
-	C_maglevSize    *ebpf.Variable `ebpf:"c_maglev_size"`
-	C_masq4         *ebpf.Variable `ebpf:"c_masq4"`
-	C_masq6         *ebpf.Variable `ebpf:"c_masq6"`
-	C_node4         *ebpf.Variable `ebpf:"c_node4"`
-	C_node6         *ebpf.Variable `ebpf:"c_node6"`
-	C_nodePortMax   *ebpf.Variable `ebpf:"c_node_port_max"`
-	C_nodePortMin   *ebpf.Variable `ebpf:"c_node_port_min"`
-	C_router4       *ebpf.Variable `ebpf:"c_router4"`
-	C_router6       *ebpf.Variable `ebpf:"c_router6"`
-	C_routerSnatMax *ebpf.Variable `ebpf:"c_router_snat_max"`
-	C_routerSnatMin *ebpf.Variable `ebpf:"c_router_snat_min"`
-	C_snatMax       *ebpf.Variable `ebpf:"c_snat_max"`
-	C_snatMin       *ebpf.Variable `ebpf:"c_snat_min"`
-	C_sockLb        *ebpf.Variable `ebpf:"c_sock_lb"`
-	C_test          *ebpf.Variable `ebpf:"c_test"`
-	C_tunnel        *ebpf.Variable `ebpf:"c_tunnel"`
-	C_tunnelMtu     *ebpf.Variable `ebpf:"c_tunnel_mtu"`
-	C_tunnelPort    *ebpf.Variable `ebpf:"c_tunnel_port"`
-	C_worldId4      *ebpf.Variable `ebpf:"c_world_id4"`
-	C_worldId6      *ebpf.Variable `ebpf:"c_world_id6"`
+	C_bindProtect *ebpf.Variable `ebpf:"c_bind_protect"`
+	C_ctPrev      *ebpf.Variable `ebpf:"c_ct_prev"`
+	C_hostCookie  *ebpf.Variable `ebpf:"c_host_cookie"`
+	C_ipv4        *ebpf.Variable `ebpf:"c_ipv4"`
+	C_ipv6        *ebpf.Variable `ebpf:"c_ipv6"`
+	C_kpr         *ebpf.Variable `ebpf:"c_kpr"`
+	C_lbMode      *ebpf.Variable `ebpf:"c_lb_mode"`
+	C_loopback4   *ebpf.Variable `ebpf:"c_loopback4"`
+	C_loopback6   *ebpf.Variable `ebpf:"c_loopback6"`
+	C_maglevSeed  *ebpf.Variable `ebpf:"c_maglev_seed"`
+	C_maglevSize  *ebpf.Variable `ebpf:"c_maglev_size"`
+	C_masq4       *ebpf.Variable `ebpf:"c_masq4"`
+	C_masq6       *ebpf.Variable `ebpf:"c_masq6"`
+	C_node4       *ebpf.Variable `ebpf:"c_node4"`
+	C_node6       *ebpf.Variable `ebpf:"c_node6"`
+	C_nodePortMax *ebpf.Variable `ebpf:"c_node_port_max"`
+	C_nodePortMin *ebpf.Variable `ebpf:"c_node_port_min"`
+	C_router4     *ebpf.Variable `ebpf:"c_router4"`
+	C_router6     *ebpf.Variable `ebpf:"c_router6"`
+	C_snatAddr4   *ebpf.Variable `ebpf:"c_snat_addr4"`
+	C_snatAddr6   *ebpf.Variable `ebpf:"c_snat_addr6"`
+	C_snatAddrMax *ebpf.Variable `ebpf:"c_snat_addr_max"`
+	C_snatAddrMin *ebpf.Variable `ebpf:"c_snat_addr_min"`
+	C_snatMax     *ebpf.Variable `ebpf:"c_snat_max"`
+	C_snatMin     *ebpf.Variable `ebpf:"c_snat_min"`
+	C_sockLb      *ebpf.Variable `ebpf:"c_sock_lb"`
+	C_test        *ebpf.Variable `ebpf:"c_test"`
+	C_tunnel      *ebpf.Variable `ebpf:"c_tunnel"`
+	C_tunnelMtu   *ebpf.Variable `ebpf:"c_tunnel_mtu"`
+	C_tunnelPort  *ebpf.Variable `ebpf:"c_tunnel_port"`
+	C_worldId4    *ebpf.Variable `ebpf:"c_world_id4"`
+	C_worldId6    *ebpf.Variable `ebpf:"c_world_id6"`
 }
 
 // SockPrograms contains all programs after they have been loaded into the kernel.

@@ -51,18 +51,14 @@ func (s *Server) Restore(ctx context.Context) error {
 			return fmt.Errorf("restore endpoints: %w", err)
 		}
 	}
-	files, err := os.ReadDir(s.o.StateDir)
+	files, err := savedFiles(s.o.StateDir)
 	if err != nil {
 		return fmt.Errorf("restore endpoints: %w", err)
 	}
 	w := s.t.DB.WriteTxn()
 	var gone []saved
 	restored := 0
-	for _, f := range files {
-		path := filepath.Join(s.o.StateDir, f.Name())
-		if strings.HasPrefix(f.Name(), ".") || !strings.HasSuffix(f.Name(), ".json") {
-			continue
-		}
+	for _, path := range files {
 		sv, err := readSaved(path)
 		if err != nil {
 			s.log.Warn("endpoint file is not readable, dropped", "file", path, "error", err)
@@ -115,6 +111,43 @@ func (s *Server) reserve(sv saved, owner string) (taken []netip.Addr, err error)
 		taken = append(taken, a)
 	}
 	return taken, err
+}
+
+// savedFiles returns the paths of the files of endpoints in a directory.
+func savedFiles(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		if n := e.Name(); !strings.HasPrefix(n, ".") && strings.HasSuffix(n, ".json") {
+			out = append(out, filepath.Join(dir, n))
+		}
+	}
+	return out, nil
+}
+
+// SavedAddrs returns the addresses of the endpoints that an earlier run has left in a directory, which need
+// not exist. A file that cannot be read has none: Restore says so.
+func SavedAddrs(dir string) ([]netip.Addr, error) {
+	files, err := savedFiles(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, path := range files {
+		sv, err := readSaved(path)
+		if err != nil {
+			continue
+		}
+		for _, a := range []netip.Addr{sv.Endpoint.IPv4, sv.Endpoint.IPv6} {
+			if a.IsValid() {
+				out = append(out, a)
+			}
+		}
+	}
+	return out, nil
 }
 
 func readSaved(path string) (saved, error) {

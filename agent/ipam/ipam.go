@@ -5,7 +5,8 @@
 //	pod CIDR    10.244.1.0/24
 //	.0          network, never given away
 //	.1          router: cilium_host, reserved from the start
-//	.2 .. .254  pods, next-fit; a released address rests before it is used again
+//	.2 .. .253  pods, next-fit; a released address rests before it is used again
+//	.254        source of what comes from outside to pods of other nodes (TakeSNAT)
 //	.255        last address, never given away
 //
 // Where the CIDRs come from (the Node object or the operator's cluster pool) is not its business.
@@ -35,8 +36,18 @@ var (
 // and stale entries elsewhere do not reach its next owner.
 const Rest = 2 * time.Minute
 
-// RouterOwner owns the router addresses in Pool.List.
-const RouterOwner = "router"
+// RouterOwner and SNATOwner own the node's own addresses in Pool.Usage.
+const (
+	RouterOwner = "router"
+	SNATOwner   = "snat"
+)
+
+// Bounds of TakeSNAT: a family with fewer usable addresses gives none away, and the highest one that
+// is given away is this far from the start.
+const (
+	snatLeast = 16
+	snatMost  = 0xfffe
+)
 
 // Pool hands out addresses. It is safe for concurrent use.
 type Pool struct {
@@ -49,6 +60,7 @@ type Pool struct {
 type family struct {
 	ranges  []span
 	router  netip.Addr
+	snat    netip.Addr // invalid: none
 	owners  map[netip.Addr]string
 	resting []rest // oldest first
 	asleep  map[netip.Addr]struct{}
@@ -165,7 +177,7 @@ func (f *family) wake() {
 }
 
 func (f *family) release(a netip.Addr, now time.Time) {
-	if _, ok := f.owners[a]; !ok || a == f.router {
+	if _, ok := f.owners[a]; !ok || a == f.router || a == f.snat {
 		return
 	}
 	delete(f.owners, a)
@@ -204,6 +216,48 @@ func routerOf(f *family) netip.Addr {
 	}
 	return f.router
 }
+
+// TakeSNAT reserves an address of each family that nothing else of the node sends from: one of have,
+// those of an earlier run, if it can, else the highest that is not one of pods, which those of an earlier
+// run have. A family that is too small for it, or full, goes without. It is called once.
+func (p *Pool) TakeSNAT(have, pods []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range []*family{p.v4, p.v6} {
+		if f == nil || f.size < snatLeast {
+			continue
+		}
+		free := func(a netip.Addr) bool {
+			return f.usable(a) && !slices.Contains(pods, a)
+		}
+		if i := slices.IndexFunc(have, free); i >= 0 {
+			f.snat = have[i]
+		} else {
+			for off := min(f.size, snatMost) - 1; off > 0 && !f.snat.IsValid(); off-- {
+				if a := f.at(off); free(a) {
+					f.snat = a
+				}
+			}
+		}
+		if f.snat.IsValid() {
+			f.owners[f.snat] = SNATOwner
+		}
+	}
+}
+
+// SNAT returns the addresses that TakeSNAT has reserved, at most one a family.
+func (p *Pool) SNAT() []netip.Addr {
+	var out []netip.Addr
+	for _, f := range []*family{p.v4, p.v6} {
+		if f != nil && f.snat.IsValid() {
+			out = append(out, f.snat)
+		}
+	}
+	return out
+}
+
+// Own returns all addresses of the node itself: the router addresses, then those of SNAT.
+func (p *Pool) Own() []netip.Addr { return append(p.Routers(), p.SNAT()...) }
 
 // Allocate gives owner one address of each family of the pool, or none at all. The error is
 // ErrExhausted when a family has none left.

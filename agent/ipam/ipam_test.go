@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,70 @@ func TestReserve(t *testing.T) {
 	if v4, _, _ := p.Allocate("c"); v4.String() != "10.0.0.3" {
 		t.Errorf("the reserved address was given away: %s", v4)
 	}
+}
+
+// TestSNATAddress: it is one that no pod has or gets, the one of before a restart if it can be, and a node
+// that is too small goes without.
+func TestSNATAddress(t *testing.T) {
+	addrs := func(s ...string) []netip.Addr {
+		var out []netip.Addr
+		for _, a := range s {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}
+	for _, c := range []struct {
+		what       string
+		cidrs      []netip.Prefix
+		have, pods []netip.Addr
+		want       string
+	}{
+		{"new node", prefixes("10.0.0.0/24", "fd00::/64"), nil, nil, "[10.0.0.254 fd00::fffe]"},
+		{"restart", prefixes("10.0.0.0/24", "fd00::/64"), addrs("10.0.0.1", "fd00::1", "10.0.0.77", "fd00::77"), addrs("10.0.0.254"), "[10.0.0.77 fd00::77]"},
+		{"a pod has the last", prefixes("10.0.0.0/24"), addrs("10.0.0.1"), addrs("10.0.0.254", "10.0.0.253"), "[10.0.0.252]"},
+		{"other range than before", prefixes("10.1.0.0/24"), addrs("10.0.0.1", "10.0.0.254"), nil, "[10.1.0.254]"},
+		{"a pod has that of before", prefixes("10.0.0.0/24"), addrs("10.0.0.9"), addrs("10.0.0.9"), "[10.0.0.254]"},
+		{"two ranges", prefixes("10.0.0.0/29", "10.0.1.0/28"), nil, nil, "[10.0.1.14]"},
+		{"too small", prefixes("10.0.0.0/29", "fd00::/64"), nil, nil, "[fd00::fffe]"},
+		{"full", prefixes("10.0.0.0/27"), nil, every("10.0.0.0/27"), "[]"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			p, err := New(c.cidrs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.TakeSNAT(c.have, c.pods)
+			own := p.SNAT()
+			if got := fmt.Sprint(own); got != c.want {
+				t.Fatalf("got %s, want %s", got, c.want)
+			}
+			for _, a := range c.pods {
+				if err := p.Reserve("pod", a); err != nil && a != p.Router4() && !errors.Is(err, ErrOutside) {
+					t.Errorf("restored pod: %v", err)
+				}
+			}
+			p.Release(own...)
+			for range 300 {
+				v4, v6, err := p.Allocate("new")
+				if slices.Contains(own, v4) || slices.Contains(own, v6) {
+					t.Fatalf("a pod got it: %s, %s", v4, v6)
+				}
+				if err != nil {
+					break
+				}
+			}
+		})
+	}
+}
+
+// every lists the addresses of a prefix.
+func every(s string) []netip.Addr {
+	var out []netip.Addr
+	p := netip.MustParsePrefix(s)
+	for a := p.Addr(); p.Contains(a); a = a.Next() {
+		out = append(out, a)
+	}
+	return out
 }
 
 // TestPoolKeepsItsPromises runs random operations against a plain model: no address has two

@@ -31,7 +31,8 @@ type View struct {
 	Tunnel, DirectRoutes bool
 	// TunnelMTU is the largest packet that fits the tunnel.
 	TunnelMTU int
-	// Routers are this node's router addresses.
+	// Routers are this node's router addresses, one a family, and after them what else it has of the
+	// pod ranges for itself.
 	Routers []netip.Addr
 	// Masquerade4 and Masquerade6 say that pods' packets leave with the node's address.
 	Masquerade4, Masquerade6 bool

@@ -50,7 +50,8 @@ type Node struct {
 	InternalIPs []netip.Addr
 	// ExternalIPs are further addresses of the node.
 	ExternalIPs []netip.Addr
-	// RouterIPs are the addresses of cilium_host (CiliumInternalIP), one a family.
+	// RouterIPs are the addresses of cilium_host (CiliumInternalIP): the router's, one a family, then
+	// those that it sends with what comes from outside.
 	RouterIPs []netip.Addr
 	// PodCIDRs are the ranges that the node gives its pods addresses from.
 	PodCIDRs []netip.Prefix

@@ -35,8 +35,8 @@ CONST(u16, c_tunnel_port) = 8472; /* UDP, host order */
 CONST(u32, c_tunnel_mtu) = 1450;  /* largest packet of a pod that fits the tunnel */
 CONST(u16, c_snat_min) = 49152;   /* source ports of masqueraded flows, host order, inclusive */
 CONST(u16, c_snat_max) = 65535;
-CONST(u16, c_router_snat_min) = 1024; /* the same where the source is the router's address */
-CONST(u16, c_router_snat_max) = 32767;
+CONST(u16, c_snat_addr_min) = 1024; /* the same where the source is c_snat_addr */
+CONST(u16, c_snat_addr_max) = 65535;
 CONST(u16, c_node_port_min) = 30000; /* NodePorts, host order, inclusive */
 CONST(u16, c_node_port_max) = 32767;
 CONST(u8, c_bind_protect) = 1;  /* the host cannot bind to NodePorts in use */
@@ -75,6 +75,9 @@ static __inline void const6(void *to, const volatile struct ip6_const *c)
 
 CONST(struct ip4_const, c_router4) = {}; /* cilium_host: source of ICMP errors to pods */
 CONST(struct ip6_const, c_router6) = {};
+/* source of what comes from outside to pods of other nodes; all 0: the node's address is */
+CONST(struct ip4_const, c_snat_addr4) = {};
+CONST(struct ip6_const, c_snat_addr6) = {};
 CONST(struct ip4_const, c_node4) = {}; /* this node, direct routing */
 CONST(struct ip6_const, c_node6) = {};
 CONST(struct ip4_const, c_loopback4) = { { 169, 254, 42, 1 } }; /* a pod's own Service, as source */

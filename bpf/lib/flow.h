@@ -185,9 +185,21 @@ static __inline int enter(struct pkt *p)
 	return nat_add();
 }
 
+static __inline int has_snat_addr(const struct pkt *p)
+{
+	u32 a[4];
+
+	if (!p->v6)
+		return const4(&c_snat_addr4) != 0;
+	const6(a, &c_snat_addr6);
+	return (a[0] | a[1]) != 0;
+}
+
 /*
  * Gives a packet from outside, whose backend is on another node, a source to which the answer comes
- * back: the router's address where the backend is behind the tunnel, else the node's.
+ * back. For a pod that is an address of this node's pod range which nothing else sends from, so
+ * that the client's own port is free there; for the other node itself, which may not know the way
+ * to the pods of this one, it is the node's.
  */
 static __noinline int node_source(struct __sk_buff *ctx)
 {
@@ -196,12 +208,12 @@ static __noinline int node_source(struct __sk_buff *ctx)
 	if (!p)
 		return -DROP_INVALID_PACKET;
 	p->ct_flags |= CT_MASQ;
-	if (c_tunnel && p->dst_kind == ADDR_REMOTE_EP) {
-		p->snat = SNAT_ROUTER;
+	if (p->dst_kind == ADDR_REMOTE_EP && has_snat_addr(p)) {
+		p->snat = SNAT_ADDR;
 		if (p->v6)
-			const6(&p->x.saddr, &c_router6);
+			const6(&p->x.saddr, &c_snat_addr6);
 		else
-			p->x.saddr.w[3] = const4(&c_router4);
+			p->x.saddr.w[3] = const4(&c_snat_addr4);
 	} else if (masq_addr(p, masq_device(ctx, p)) == V_PASS) {
 		p->snat = SNAT_NODE;
 		if (p->v6)

@@ -233,8 +233,8 @@ __noinline int nat_quote(struct __sk_buff *ctx)
  */
 static __inline u16 snat_candidate(const struct pkt *p, u32 i, u16 first)
 {
-	u32 min = p->snat == SNAT_ROUTER ? c_router_snat_min : c_snat_min;
-	u32 max = p->snat == SNAT_ROUTER ? c_router_snat_max : c_snat_max;
+	u32 min = p->snat == SNAT_ADDR ? c_snat_addr_min : c_snat_min;
+	u32 max = p->snat == SNAT_ADDR ? c_snat_addr_max : c_snat_max;
 	u32 n = max - min + 1;
 	u16 sport = bpf_ntohs(p->t.sport);
 

@@ -72,7 +72,7 @@ enum hook {
 enum snat_range {
 	SNAT_KEEP = 0, /* the packet's own, unless it is taken */
 	SNAT_NODE,     /* the node's reserved ports */
-	SNAT_ROUTER,   /* ports of the router's address */
+	SNAT_ADDR,     /* ports of an address that is there for this */
 };
 
 /* How a packet leaves its hook; the numbers are those of test_rec.helper. */

@@ -135,7 +135,10 @@ static __inline int from_tunnel(struct __sk_buff *ctx)
 	if (key.tunnel_id == ID_HOST)
 		return DROP(p, FILE_TC, DROP_INVALID_IDENTITY);
 	if (key.tunnel_id == VNI_DSR) {
-		if (!c_kpr || c_lb_mode == LB_SNAT)
+		/* whatever this node does with its own callers: nodes differ while that is changed,
+		 * and flows outlast it
+		 */
+		if (!c_kpr)
 			return DROP(p, FILE_TC, DROP_INVALID_VNI);
 		p->dsr = 1;
 		dst_resolve(TUPLE_T);
@@ -233,6 +236,9 @@ static __inline int from_network(struct __sk_buff *ctx)
 		/* the stack would only send it on to where it came from */
 		return v ? v : DROP(p, FILE_TC, DROP_NO_BACKEND);
 	}
+	/* without a tunnel pods of other nodes answer here what was sent with c_snat_addr */
+	if (!c_tunnel && p->dst_kind == ADDR_GATEWAY)
+		return to_node(ctx);
 	if (p->dst_kind != ADDR_LOCAL_EP || !p->dst_ifindex)
 		return V_PASS;
 	p->src_id = src_identity();

@@ -167,6 +167,17 @@ func (n *node) router6() netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::1", n.id))
 }
 
+// snatAddrs are what comes from outside to pods of other nodes goes on from.
+func (n *node) snatAddrs() (v4, v6 netip.Addr) {
+	return netip.AddrFrom4([4]byte{10, 0, byte(n.id), 254}), netip.MustParseAddr(fmt.Sprintf("fd00:10:%d::fffe", n.id))
+}
+
+// own are the addresses of cilium_host.
+func (n *node) own() []netip.Addr {
+	v4, v6 := n.snatAddrs()
+	return []netip.Addr{n.router4(), n.router6(), v4, v6}
+}
+
 func (n *node) cidr4() netip.Prefix { return netip.PrefixFrom(n.router4(), 24).Masked() }
 func (n *node) cidr6() netip.Prefix { return netip.PrefixFrom(n.router6(), 64).Masked() }
 
@@ -259,6 +270,9 @@ func (n *node) devices() {
 	n.ip("link set cilium_host up")
 	n.ip("addr add %s/32 dev cilium_host", n.router4())
 	n.ip("addr add %s/128 dev cilium_host nodad", n.router6())
+	v4, v6 := n.snatAddrs()
+	n.ip("addr add %s/32 dev cilium_host", v4)
+	n.ip("addr add %s/128 dev cilium_host nodad", v6)
 	n.ip("link add cilium_vxlan mtu %d type vxlan external dstport 8472", fabricMTU)
 	n.ip("link set cilium_vxlan arp off up")
 }
@@ -268,6 +282,7 @@ func (n *node) load(conf bpf.Config, way string) {
 	conf.HostCookie = n.cookie()
 	conf.TunnelMTU = podMTU
 	conf.Router4, conf.Router6 = n.router4(), n.router6()
+	conf.SNATAddr4, conf.SNATAddr6 = n.snatAddrs()
 	conf.Node4, conf.Node6 = n.ip4(), n.ip6()
 	if way != "" {
 		n.agent = newAgent(n, conf, way)
@@ -379,7 +394,7 @@ func (n *node) know(all []*node, native bool) {
 	for _, a := range []netip.Addr{n.ip4(), n.ip6()} {
 		n.put("addr", bpf.AddrKey{Ip: bpf.IP(a)}, bpf.Addr{Kind: bpf.AddrLocalNode, Identity: bpf.IdentityHost})
 	}
-	for _, a := range []netip.Addr{n.router4(), n.router6()} {
+	for _, a := range n.own() {
 		n.put("addr", bpf.AddrKey{Ip: bpf.IP(a)}, bpf.Addr{Kind: bpf.AddrGateway, Identity: bpf.IdentityHost})
 	}
 	for _, c := range []netip.Prefix{n.cidr4(), n.cidr6()} {
@@ -396,7 +411,7 @@ func (n *node) know(all []*node, native bool) {
 				Kind: bpf.AddrRemoteNode, Identity: bpf.IdentityRemoteNode, Vtep: vtep,
 			})
 		}
-		for _, a := range []netip.Addr{peer.router4(), peer.router6()} {
+		for _, a := range peer.own() {
 			n.put("addr", bpf.AddrKey{Ip: bpf.IP(a)}, bpf.Addr{
 				Kind: bpf.AddrRemoteEP, Identity: bpf.IdentityRemoteNode, Vtep: vtep,
 			})

@@ -82,14 +82,11 @@ func TestNodePorts(t *testing.T) {
 			id, port := uint32(1), uint16(30100)
 			for _, v6 := range []bool{false, true} {
 				a, b := f.nodes[0], f.nodes[1]
-				router := a.router4()
+				pods, snat6 := a.snatAddrs()
 				if v6 {
-					router = a.router6()
+					pods = snat6
 				}
-				pods, hosts := router, a.addr(v6) // whom backends of the other node see
-				if mode.native {
-					pods = hosts
-				}
+				hosts := a.addr(v6) // whom backends of the other node see, as pods
 				if mode.lb == bpf.LBDSR {
 					pods = external(v6)
 				}

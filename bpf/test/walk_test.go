@@ -79,6 +79,7 @@ func (b *bench) podB() host {
 func (b *bench) remotePod() netip.Addr { return b.addr("10.0.2.11", "fd00:10:2::11") }
 func (b *bench) node() netip.Addr      { return b.addr("192.168.0.1", "fd00:1::1") }
 func (b *bench) router() netip.Addr    { return b.addr("10.0.1.1", "fd00:10:1::1") }
+func (b *bench) snatAddr() netip.Addr  { return b.addr("10.0.1.254", "fd00:10:1::fffe") }
 func (b *bench) world() netip.Addr     { return b.addr("203.0.113.9", "2001:db8::9") }
 func (b *bench) vip() netip.Addr       { return b.addr("10.96.0.10", "fd00:96::10") }
 
@@ -116,6 +117,7 @@ func newBenchAfter(t *testing.T, v6 bool, conf func(*bpf.Config), before *bench)
 	c := bpf.DefaultConfig()
 	c.Test = true
 	c.Router4, c.Router6 = netip.MustParseAddr("10.0.1.1"), netip.MustParseAddr("fd00:10:1::1")
+	c.SNATAddr4, c.SNATAddr6 = netip.MustParseAddr("10.0.1.254"), netip.MustParseAddr("fd00:10:1::fffe")
 	if conf != nil {
 		conf(&c)
 	}
@@ -165,6 +167,7 @@ func (b *bench) fill() {
 	b.endpoint(podBDev, b.podB(), idB)
 	b.who(b.node(), bpf.Addr{Kind: bpf.AddrLocalNode, Identity: bpf.IdentityHost})
 	b.who(b.router(), bpf.Addr{Kind: bpf.AddrGateway, Identity: bpf.IdentityHost})
+	b.who(b.snatAddr(), bpf.Addr{Kind: bpf.AddrGateway, Identity: bpf.IdentityHost})
 	b.who(b.remotePod(), bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: idRemote, Vtep: peerVtep})
 	b.put("vtep", uint32(peerVtep), bpf.Vtep{Ip: bpf.IP(netip.MustParseAddr("192.168.0.2"))})
 	b.put("cidr", bpf.CIDR(netip.MustParsePrefix("10.0.2.0/24")), bpf.Cidr{Kind: bpf.CIDRPod, Vtep: peerVtep})

@@ -16,11 +16,11 @@ import (
 
 // Plan says which devices the node needs.
 type Plan struct {
-	IPv4, IPv6       bool
-	Router4, Router6 netip.Addr // addresses of cilium_host
-	UnderlayMTU      int        // of the device that leads to the other nodes
-	Tunnel           bool       // whether there is a tunnel
-	TunnelPort       uint16     // UDP
+	IPv4, IPv6  bool
+	Addrs       []netip.Addr // of cilium_host
+	UnderlayMTU int          // of the device that leads to the other nodes
+	Tunnel      bool         // whether there is a tunnel
+	TunnelPort  uint16       // UDP
 }
 
 // Devices are the interface indexes of what Ensure made; VXLAN is 0 without a tunnel.
@@ -33,6 +33,29 @@ type Devices struct {
 func Ensure(p Plan, s *Sysctls) (Devices, error) {
 	m := maker{Plan: p, sysctls: s}
 	return m.ensure()
+}
+
+// HostAddrs returns the global addresses that cilium_host has, none if there is no such device.
+func HostAddrs() ([]netip.Addr, error) {
+	var none nl.LinkNotFoundError
+	link, err := nl.LinkByName(HostDevice)
+	if errors.As(err, &none) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	have, err := nl.AddrList(link, nl.FAMILY_ALL)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, h := range have {
+		if a := fromIP(h.IP); !a.IsLinkLocalUnicast() {
+			out = append(out, a)
+		}
+	}
+	return out, nil
 }
 
 // maker makes the devices of a plan and says what it had to do.
@@ -159,7 +182,7 @@ func (m *maker) host() (nl.Link, error) {
 			return nil, err
 		}
 	}
-	return link, m.addrs(link, m.Router4, m.Router6)
+	return link, m.addrs(link, m.Addrs...)
 }
 
 // addrs makes the given addresses, the invalid ones left out, the only global ones of link.

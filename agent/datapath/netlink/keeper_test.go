@@ -61,7 +61,7 @@ func TestKeeperRepairs(t *testing.T) {
 			}
 		}
 		addrs, err := nl.AddrList(link(HostDevice), nl.FAMILY_V4)
-		return err == nil && len(addrs) == 1 && fromIP(addrs[0].IP) == plan().Router4
+		return err == nil && len(addrs) == 1 && fromIP(addrs[0].IP) == plan().Addrs[0]
 	}
 	for _, c := range []struct {
 		what  string

@@ -63,7 +63,7 @@ func addAddr(t *testing.T, cidr string) {
 
 func plan() Plan {
 	return Plan{
-		IPv4: true, IPv6: true, Router4: netip.MustParseAddr("10.244.0.1"), Router6: netip.MustParseAddr("fd00:10:244::1"),
+		IPv4: true, IPv6: true, Addrs: []netip.Addr{netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("fd00:10:244::1")},
 		UnderlayMTU: 1500, Tunnel: true, TunnelPort: 8472,
 	}
 }
@@ -83,12 +83,12 @@ func TestEnsureIsIdempotentAndCleanLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := plan()
-	p.Router4 = netip.MustParseAddr("10.244.9.1")
+	p.Addrs[0] = netip.MustParseAddr("10.244.9.1")
 	if _, err := Ensure(p, s); err != nil {
 		t.Fatal(err)
 	}
 	addrs, _ := nl.AddrList(link, nl.FAMILY_V4)
-	if len(addrs) != 1 || fromIP(addrs[0].IP) != p.Router4 {
+	if len(addrs) != 1 || fromIP(addrs[0].IP) != p.Addrs[0] {
 		t.Fatalf("addresses of %s: %v", HostDevice, addrs)
 	}
 	if v, _ := s.Get("ipv4/conf/" + VXLANDevice + "/rp_filter"); v != "0" {
