@@ -682,21 +682,22 @@ func TestSocketHooks(t *testing.T) {
 	p, _ := load(t, root, bpf.DefaultConfig(), "")
 	a := attacher(t, root, p, true)
 	names := a.Sockets()
-	if len(names) != 8 {
-		t.Errorf("socket programs %v, want 8", names)
+	if len(names) != 10 {
+		t.Errorf("socket programs %v, want 10", names)
 	}
-	count := func(path string) int {
+	countOf := func(path string, at ebpf.AttachType) int {
 		d, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		q, err := link.QueryPrograms(link.QueryOptions{Target: int(d.Fd()), Attach: ebpf.AttachCGroupInet4Connect})
+		q, err := link.QueryPrograms(link.QueryOptions{Target: int(d.Fd()), Attach: at})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return len(q.Programs)
 	}
+	count := func(path string) int { return countOf(path, ebpf.AttachCGroupInet4Connect) }
 	for _, dir := range []string{path, moved, moved} { // the last time, nothing changes
 		c := a.Cgroup(dir)
 		for _, n := range names {
@@ -714,8 +715,14 @@ func TestSocketHooks(t *testing.T) {
 			t.Fatal("still attached to the old cgroup")
 		}
 	}
-	if n := count(moved); n != 1 {
-		t.Errorf("%d programs on the new cgroup, want 1", n)
+	for _, at := range []ebpf.AttachType{
+		ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect, ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg,
+		ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg, ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername,
+		ebpf.AttachCGroupInet4PostBind, ebpf.AttachCGroupInet6PostBind,
+	} {
+		if n := countOf(moved, at); n != 1 {
+			t.Errorf("%d programs of %v on the new cgroup, want 1", n, at)
+		}
 	}
 	if err := a.Cgroup(moved).Delete(ctx, "sock_connect4"); err != nil {
 		t.Fatal(err)

@@ -298,7 +298,7 @@ func (p *Programs) Uses(program string, m *ebpf.Map) (bool, error) {
 func (p *Programs) Socket() []string {
 	var out []string
 	for name, prog := range p.byName {
-		if prog.Type() == ebpf.CGroupSockAddr {
+		if t := prog.Type(); t == ebpf.CGroupSockAddr || t == ebpf.CGroupSock {
 			out = append(out, name)
 		}
 	}
