@@ -554,6 +554,9 @@ func (c *client) connectExchange() error {
 	for {
 		c.nextPort()
 		fd, _, _, e := openSocket(&c.local, false, &c.settings)
+		if e != 0 && !portRefused(e) {
+			return sysError("bind", e)
+		}
 		if e == 0 {
 			c.fd = fd
 			c.cable.hold(fd)
@@ -561,9 +564,9 @@ func (c *client) connectExchange() error {
 				break
 			}
 			c.drop()
-		}
-		if e != unix.EADDRINUSE && e != unix.EADDRNOTAVAIL {
-			return sysError("connect", e)
+			if !portInUse(e) {
+				return sysError("connect", e)
+			}
 		}
 		if c.taken++; c.taken > 10*int(c.o.LastPort-c.o.FirstPort) {
 			return sysError("bind", e)
@@ -581,6 +584,12 @@ func (c *client) connectExchange() error {
 	c.drop()
 	return err
 }
+
+func portInUse(e unix.Errno) bool { return e == unix.EADDRINUSE || e == unix.EADDRNOTAVAIL }
+
+// portRefused says whether another port may do: this one is in use, or kept from this process, as NodePorts
+// and ports below 1024 are.
+func portRefused(e unix.Errno) bool { return portInUse(e) || e == unix.EPERM || e == unix.EACCES }
 
 func (c *client) nextPort() {
 	for {

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/metrics"
 	"strconv"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // limit ends a test that hangs. Segments get lost on the loopback too, when a machine has too much to do.
@@ -446,39 +448,47 @@ func allocations() uint64 {
 	return s[0].Value.Uint64()
 }
 
+// dialed is a client that has agreed on a test with a server of its own, and has no connection for it yet.
+func dialed(t *testing.T, test Test, host string) *client {
+	t.Helper()
+	addr := serve(t, &Server{}, host)
+	conn, err := net.Dial("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	o := Options{Test: test, Server: addr, Length: 60 * time.Second, ServerCPU: -1, RequestSize: 1, ResponseSize: 1, Congestion: "reno"}
+	r := o.request()
+	var m message
+	r.marshal(&m)
+	writeMessage(conn, &m)
+	answer, err := readMessage(conn, time.Now().Add(limit))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := parseResponse(answer)
+	if err != nil || resp.Errno != 0 {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	if err := o.complete(); err != nil {
+		t.Fatal(err)
+	}
+	c := &client{o: &o, cable: newCable(), in: make([]byte, 1), out: make([]byte, 1), port: firstPort}
+	c.server = addressOf(netip.AddrPortFrom(addr.Addr(), resp.DataPort))
+	c.settings = settings{sendBuffer: -1, recvBuffer: -1, priority: -1, tos: -1, congestion: "reno"}
+	c.local.len = c.server.len
+	c.local.raw[0], c.local.raw[1] = c.server.raw[0], c.server.raw[1]
+	return c
+}
+
 // TestNoAllocations holds the transactions to not allocating: a garbage collection in the middle of
 // a test would be measured.
 func TestNoAllocations(t *testing.T) {
 	for _, test := range []Test{TCPRR, TCPCRR, UDPRR} {
 		for _, host := range []string{"127.0.0.1", "::1"} {
 			t.Run(string(test)+" "+host, func(t *testing.T) {
-				addr := serve(t, &Server{}, host)
-				conn, err := net.Dial("tcp", addr.String())
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close()
-				o := Options{Test: test, Server: addr, Length: 60 * time.Second, ServerCPU: -1, RequestSize: 1, ResponseSize: 1, Congestion: "reno"}
-				r := o.request()
-				var m message
-				r.marshal(&m)
-				writeMessage(conn, &m)
-				answer, err := readMessage(conn, time.Now().Add(limit))
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp, err := parseResponse(answer)
-				if err != nil || resp.Errno != 0 {
-					t.Fatalf("%+v, %v", resp, err)
-				}
-				if err := o.complete(); err != nil {
-					t.Fatal(err)
-				}
-				c := &client{o: &o, cable: newCable(), in: make([]byte, 1), out: make([]byte, 1), port: firstPort}
-				c.server = addressOf(netip.AddrPortFrom(addr.Addr(), resp.DataPort))
-				c.settings = settings{sendBuffer: -1, recvBuffer: -1, priority: -1, tos: -1, congestion: "reno"}
-				c.local.len = c.server.len
-				c.local.raw[0], c.local.raw[1] = c.server.raw[0], c.server.raw[1]
+				c := dialed(t, test, host)
+				var err error
 				step := map[Test]func() error{TCPRR: c.exchange, TCPCRR: c.connectExchange, UDPRR: c.datagram}[test]
 				// Nothing that stops the world may be used here, so some allocations are counted late: up to
 				// a few hundred of each size.
@@ -514,6 +524,34 @@ func TestNoAllocations(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestPortsThatOthersKeep: local ports that the client may not have are passed over like those in use.
+func TestPortsThatOthersKeep(t *testing.T) {
+	c := dialed(t, TCPCRR, "127.0.0.1")
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread() // it ends with the thread, whose capabilities are not those of others
+		ended <- func() error {
+			head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var caps [2]unix.CapUserData
+			if err := unix.Capget(&head, &caps[0]); err != nil {
+				return err
+			}
+			caps[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+			if err := unix.Capset(&head, &caps[0]); err != nil {
+				return err
+			}
+			c.port = 1020
+			return c.connectExchange()
+		}()
+	}()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if c.port < 1024 || c.taken < 3 {
+		t.Errorf("port %d after %d that others keep", c.port, c.taken)
 	}
 }
 
