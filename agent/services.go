@@ -126,7 +126,7 @@ func newCollector(k *kernel, log *slog.Logger) (*ctgc.Collector, error) {
 	}
 	return ctgc.New(ctgc.Maps{
 		Ct4: k.maps.Of("ct4"), Ct4New: k.maps.Of("ct4_new"), Ct6: k.maps.Of("ct6"), Ct6New: k.maps.Of("ct6_new"),
-		Batch: k.maps.Of("gc_batch"),
+		Batch: k.maps.Of("gc_batch"), Settled: k.maps.Of("settled"),
 	}, progs, log), nil
 }
 

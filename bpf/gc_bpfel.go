@@ -25,6 +25,7 @@ const (
 	GcMapCt6NewPrev = "ct6_new_prev"
 	GcMapCt6Prev    = "ct6_prev"
 	GcMapGcBatch    = "gc_batch"
+	GcMapSettled    = "settled"
 	GcProgCtExpire  = "ct_expire"
 	GcProgCtMove    = "ct_move"
 	GcProgCtPurge   = "ct_purge"
@@ -90,6 +91,7 @@ type GcMapSpecs struct {
 	Ct6NewPrev *ebpf.MapSpec `ebpf:"ct6_new_prev"`
 	Ct6Prev    *ebpf.MapSpec `ebpf:"ct6_prev"`
 	GcBatch    *ebpf.MapSpec `ebpf:"gc_batch"`
+	Settled    *ebpf.MapSpec `ebpf:"settled"`
 }
 
 // GcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -127,6 +129,7 @@ type GcMaps struct {
 	Ct6NewPrev *ebpf.Map `ebpf:"ct6_new_prev"`
 	Ct6Prev    *ebpf.Map `ebpf:"ct6_prev"`
 	GcBatch    *ebpf.Map `ebpf:"gc_batch"`
+	Settled    *ebpf.Map `ebpf:"settled"`
 }
 
 func (m *GcMaps) Close() error {
@@ -140,6 +143,7 @@ func (m *GcMaps) Close() error {
 		m.Ct6NewPrev,
 		m.Ct6Prev,
 		m.GcBatch,
+		m.Settled,
 	)
 }
 

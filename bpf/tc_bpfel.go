@@ -41,6 +41,7 @@ const (
 	TcMapMaglev        = "maglev"
 	TcMapMetrics       = "metrics"
 	TcMapScratch       = "scratch"
+	TcMapSettled       = "settled"
 	TcMapSlot          = "slot"
 	TcMapSrcrange      = "srcrange"
 	TcMapSvc           = "svc"
@@ -165,6 +166,7 @@ type TcMapSpecs struct {
 	Maglev     *ebpf.MapSpec `ebpf:"maglev"`
 	Metrics    *ebpf.MapSpec `ebpf:"metrics"`
 	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
+	Settled    *ebpf.MapSpec `ebpf:"settled"`
 	Slot       *ebpf.MapSpec `ebpf:"slot"`
 	Srcrange   *ebpf.MapSpec `ebpf:"srcrange"`
 	Svc        *ebpf.MapSpec `ebpf:"svc"`
@@ -255,6 +257,7 @@ type TcMaps struct {
 	Maglev     *ebpf.Map `ebpf:"maglev"`
 	Metrics    *ebpf.Map `ebpf:"metrics"`
 	Scratch    *ebpf.Map `ebpf:"scratch"`
+	Settled    *ebpf.Map `ebpf:"settled"`
 	Slot       *ebpf.Map `ebpf:"slot"`
 	Srcrange   *ebpf.Map `ebpf:"srcrange"`
 	Svc        *ebpf.Map `ebpf:"svc"`
@@ -289,6 +292,7 @@ func (m *TcMaps) Close() error {
 		m.Maglev,
 		m.Metrics,
 		m.Scratch,
+		m.Settled,
 		m.Slot,
 		m.Srcrange,
 		m.Svc,

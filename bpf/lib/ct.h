@@ -165,6 +165,15 @@ __noinline int ct_forget(u32 which)
 	return 0;
 }
 
+static __inline void count_settled(const struct pkt *p)
+{
+	u32 v6 = p->v6;
+	u64 *n = bpf_map_lookup_elem(&settled, &v6);
+
+	if (n)
+		(*n)++;
+}
+
 /* Moves the entry of a tuple to the main tier. If that is full the flow stays where it is. */
 __noinline int ct_promote(u32 which)
 {
@@ -185,10 +194,11 @@ __noinline int ct_promote(u32 which)
 			return 0;
 		copy = *v;
 		copy.c.flags |= CT_CONFIRMED;
-		if (!ct_insert6(&k6, &copy, BPF_NOEXIST | TIER_MAIN))
-			bpf_map_delete_elem(&ct6_new, &k6);
-		else
+		if (ct_insert6(&k6, &copy, BPF_NOEXIST | TIER_MAIN)) {
 			v->c.flags |= CT_CONFIRMED;
+			return 0;
+		}
+		bpf_map_delete_elem(&ct6_new, &k6);
 	} else {
 		struct ct4 *v, copy;
 
@@ -198,11 +208,13 @@ __noinline int ct_promote(u32 which)
 			return 0;
 		copy = *v;
 		copy.c.flags |= CT_CONFIRMED;
-		if (!ct_insert4(&k4, &copy, BPF_NOEXIST | TIER_MAIN))
-			bpf_map_delete_elem(&ct4_new, &k4);
-		else
+		if (ct_insert4(&k4, &copy, BPF_NOEXIST | TIER_MAIN)) {
 			v->c.flags |= CT_CONFIRMED;
+			return 0;
+		}
+		bpf_map_delete_elem(&ct4_new, &k4);
 	}
+	count_settled(p);
 	return 0;
 }
 

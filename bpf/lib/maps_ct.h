@@ -40,6 +40,15 @@ struct {
 	__uint(max_entries, 16384);
 } ct6_new SEC(".maps");
 
+/* Entries that have come into the main tier, by v6: who clears it up has to know how fast it fills.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, u32);
+	__type(value, u64);
+	__uint(max_entries, 2);
+} settled SEC(".maps");
+
 /*
  * The tables that the generation before used, where they have another size or layout: their flows
  * move to the ones above as packets hit them, and the agent moves the rest. Without such tables

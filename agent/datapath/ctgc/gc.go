@@ -19,9 +19,10 @@ import (
 	"lash.internal/lash/bpf"
 )
 
-// Maps are the conntrack tables and the map that hands candidates to the program.
+// Maps are the conntrack tables, the map that hands candidates to the program, and the one that counts what
+// has come into the main tables.
 type Maps struct {
-	Ct4, Ct4New, Ct6, Ct6New, Batch *ebpf.Map
+	Ct4, Ct4New, Ct6, Ct6New, Batch, Settled *ebpf.Map
 }
 
 // Programs are the ones that work on flows in the kernel.
@@ -49,6 +50,8 @@ type Collector struct {
 	stats [2]Stats // IPv4, IPv6
 	fails uint64
 	ports [2 * bpf.HostbackWords]uint64
+	// settled is what the programs had counted when the last sweep of a family began.
+	settled [2]uint64
 }
 
 // Stats is what is known about the tables of one family.
@@ -58,7 +61,7 @@ type Stats struct {
 	Deleted  uint64 // by all sweeps
 	Purged   uint64 // because their address went away
 	Duration time.Duration
-	Fill     float64 // share of the main table in use, 0 to 1
+	Fill     float64 // share of the main table in use after the last sweep, 0 to 1
 }
 
 // New returns a collector. Nothing happens before Run or Purge.
@@ -100,14 +103,19 @@ func index(v6 bool) int {
 // until then flows may look idle only because a restarting agent has not yet put their way back.
 func (c *Collector) Run(ctx context.Context) error {
 	interval := intervalFirst
+	last := time.Now()
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
 	for {
-		timer := time.NewTimer(interval)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
-		case <-timer.C:
+		case <-tick.C:
 		}
+		if time.Since(last) < interval && !c.filling() {
+			continue
+		}
+		last = time.Now()
 		var share, fill float64
 		start, complete := time.Now(), true
 		c.ports = [2 * bpf.HostbackWords]uint64{}
@@ -128,11 +136,52 @@ func (c *Collector) Run(ctx context.Context) error {
 		if complete && c.Swept != nil {
 			c.Swept(start, &c.ports)
 		}
-		if fill > 0.9 {
+		if fill > fillFull {
 			c.log.Warn("conntrack table is nearly full", "fill", fill)
 		}
 		interval = nextInterval(interval, share, fill)
 	}
+}
+
+// filling says whether a table may have become so full since its last sweep that it must not wait for
+// the next one. Flows that end by themselves do not count: who deletes flows is this collector.
+func (c *Collector) filling() bool {
+	for _, v6 := range []bool{false, true} {
+		fill, grown, err := c.estimate(v6)
+		if err == nil && fill > fillTight && grown > grownLeast {
+			return true
+		}
+	}
+	return false
+}
+
+// estimate is how full the main table of a family is at most, and which share of it has come since the
+// last sweep.
+func (c *Collector) estimate(v6 bool) (fill, grown float64, err error) {
+	settled, err := c.countSettled(v6)
+	if err != nil {
+		return 0, 0, err
+	}
+	most := c.maps.Ct4.MaxEntries()
+	if v6 {
+		most = c.maps.Ct6.MaxEntries()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	grown = float64(settled-c.settled[index(v6)]) / float64(most)
+	return min(c.stats[index(v6)].Fill+grown, 1), grown, nil
+}
+
+func (c *Collector) countSettled(v6 bool) (uint64, error) {
+	var each []uint64
+	if err := c.maps.Settled.Lookup(uint32(index(v6)), &each); err != nil {
+		return 0, fmt.Errorf("count of settled flows: %w", err)
+	}
+	var all uint64
+	for _, n := range each {
+		all += n
+	}
+	return all, nil
 }
 
 // Sweep removes the idle flows of one family.
@@ -142,15 +191,23 @@ func (c *Collector) Sweep(v6 bool) error {
 	if err != nil {
 		return err
 	}
-	tight := c.Stats(v6).Fill > fillTight
+	settled, err := c.countSettled(v6)
+	if err != nil {
+		return err
+	}
+	fill, _, err := c.estimate(v6)
+	if err != nil {
+		return err
+	}
 	var r result
 	if v6 {
-		r, err = sweep(c, c.family6(), now, tight)
+		r, err = sweep(c, c.family6(), now, pressureOf(fill))
 	} else {
-		r, err = sweep(c, c.family4(), now, tight)
+		r, err = sweep(c, c.family4(), now, pressureOf(fill))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.settled[index(v6)] = settled
 	s := &c.stats[index(v6)]
 	s.Deleted += r.deleted
 	if err != nil {
@@ -193,23 +250,23 @@ type result struct {
 }
 
 // sweep reads both tiers and gives what is idle to the program.
-func sweep[K comparable, V any](c *Collector, f family[K, V], now uint32, tight bool) (result, error) {
+func sweep[K comparable, V any](c *Collector, f family[K, V], now uint32, p pressure) (result, error) {
 	var r result
-	entries := uint64(0)
+	left := uint64(0)
 	_, deleted, err := remove(c, f, func(k *K, v *V, tier uint8) []bpf.GcItem {
-		if tier == 0 {
-			entries++
-		}
-		idle := f.judge(k, v, tier, now, tight)
+		idle := f.judge(k, v, tier, now, p)
 		if idle == nil {
 			r.alive++
+			if tier == 0 {
+				left++
+			}
 		}
 		if ct := f.ct(v); ct.Kind == bpf.CtRev && idle == nil {
 			c.notePorts(f.l4(k))
 		}
 		return idle
 	})
-	r.deleted, r.fill = deleted, float64(entries)/float64(f.tiers[0].MaxEntries())
+	r.deleted, r.fill = deleted, float64(left)/float64(f.tiers[0].MaxEntries())
 	return r, err
 }
 
@@ -258,11 +315,11 @@ func remove[K comparable, V any](c *Collector, f family[K, V], pick func(k *K, v
 }
 
 // judge returns the items that end a flow if it is idle, both halves of it; none if it is not.
-func (f family[K, V]) judge(k *K, v *V, tier uint8, now uint32, tight bool) []bpf.GcItem {
+func (f family[K, V]) judge(k *K, v *V, tier uint8, now uint32, p pressure) []bpf.GcItem {
 	proto, pa, pb := f.l4(k)
 	ct := f.ct(v)
 	fl := newFlow(proto, pa, pb, ct, now)
-	if !fl.expired(tight) {
+	if !fl.expired(p) {
 		return nil
 	}
 	items := []bpf.GcItem{item(k, ct, tier)}
@@ -284,7 +341,7 @@ func (f family[K, V]) judge(k *K, v *V, tier uint8, now uint32, tight bool) []bp
 			continue // another flow has taken the tuple
 		}
 		_, pa, pb := f.l4(&other)
-		if fl = fl.join(newFlow(proto, pa, pb, o, now)); !fl.expired(tight) {
+		if fl = fl.join(newFlow(proto, pa, pb, o, now)); !fl.expired(p) {
 			return nil
 		}
 		items = append(items, item(&other, o, uint8(t)))

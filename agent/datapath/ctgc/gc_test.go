@@ -39,8 +39,63 @@ func TestLimits(t *testing.T) {
 		{"echo, IPv6", flow{proto: 58}, 10 * time.Second, 10 * time.Second},
 		{"SCTP", flow{proto: 132}, 10 * time.Minute, 10 * time.Minute},
 	} {
-		if a, b := c.f.limit(false), c.f.limit(true); a != c.limit || b != c.tight {
+		if a, b := c.f.limit(relaxed), c.f.limit(tight); a != c.limit || b != c.tight {
 			t.Errorf("%s: %v and %v when full, want %v and %v", c.name, a, b, c.limit, c.tight)
+		}
+	}
+}
+
+// TestFillingTableIsNotLeftToItsInterval: a table that fills faster than sweeps come is swept before its
+// time, and what has ended then has the less time the less room there is.
+func TestFillingTableIsNotLeftToItsInterval(t *testing.T) {
+	tb := newTables(t)
+	max := float64(tb.maps.Ct4.MaxEntries())
+	come := func(share float64) {
+		t.Helper()
+		each := make([]uint64, ebpf.MustPossibleCPU())
+		if err := tb.maps.Settled.Lookup(uint32(0), &each); err != nil {
+			t.Fatal(err)
+		}
+		each[len(each)-1] += uint64(share * max)
+		if err := tb.maps.Settled.Put(uint32(0), each); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closed := func(port uint16, ago time.Duration) bpf.Ct4Key {
+		t.Helper()
+		k := bpf.Ct4Key{A: addr4("10.1.0.1"), B: addr4("10.1.1.2"), Pa: bpf.Port(port), Pb: bpf.Port(80), Proto: protoTCP}
+		v := bpf.Ct4{C: bpf.Ct{Seen: tb.now - uint32(ago>>bpf.SeenShift), Flags: bpf.CtConfirmed, TcpO: tcpFIN, TcpR: tcpFIN}}
+		if err := tb.maps.Ct4.Put(&k, &v); err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	there := func(k bpf.Ct4Key) bool {
+		var v bpf.Ct4
+		return tb.maps.Ct4.Lookup(&k, &v) == nil
+	}
+	for _, c := range []struct {
+		come        float64
+		early       bool
+		gone, stays time.Duration
+	}{
+		{come: 0.5, gone: 11 * time.Second, stays: 9 * time.Second},
+		{come: 0.8, early: true, gone: 3 * time.Second, stays: 2 * time.Second},
+		{come: 1.5, early: true, gone: 1100 * time.Millisecond, stays: 900 * time.Millisecond},
+	} {
+		come(c.come)
+		if got := tb.filling(); got != c.early {
+			t.Errorf("%v of the table came: sweep before its time %v, want %v", c.come, got, c.early)
+		}
+		gone, stays := closed(1, c.gone), closed(2, c.stays)
+		if err := tb.Sweep(false); err != nil {
+			t.Fatal(err)
+		}
+		if there(gone) || !there(stays) {
+			t.Errorf("%v of the table came: ended %v ago: there %v; %v ago: there %v", c.come, c.gone, there(gone), c.stays, there(stays))
+		}
+		if tb.filling() {
+			t.Error("swept again at once")
 		}
 	}
 }
@@ -102,7 +157,7 @@ func newTables(t testing.TB) *tables {
 	out := &tables{t: t, now: 10_000_000}
 	out.Collector = New(Maps{
 		Ct4: coll.Maps["ct4"], Ct4New: coll.Maps["ct4_new"], Ct6: coll.Maps["ct6"], Ct6New: coll.Maps["ct6_new"],
-		Batch: coll.Maps["gc_batch"],
+		Batch: coll.Maps["gc_batch"], Settled: coll.Maps["settled"],
 	}, Programs{Expire: coll.Programs["ct_expire"], Purge: coll.Programs["ct_purge"]}, slog.New(slog.DiscardHandler))
 	out.Collector.now = func() (uint32, error) { return out.now, nil }
 	return out

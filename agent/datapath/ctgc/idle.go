@@ -79,11 +79,30 @@ func (f flow) join(o flow) flow {
 	return f
 }
 
-// limit is how long the flow may be idle; tight says that the table is nearly full.
-func (f flow) limit(tight bool) time.Duration {
+// pressure is how much room there is in the table.
+type pressure int
+
+const (
+	relaxed pressure = iota
+	tight            // over fillTight
+	full             // over fillFull
+)
+
+func pressureOf(fill float64) pressure {
+	switch {
+	case fill > fillFull:
+		return full
+	case fill > fillTight:
+		return tight
+	}
+	return relaxed
+}
+
+// limit is how long the flow may be idle.
+func (f flow) limit(p pressure) time.Duration {
 	switch f.proto {
 	case protoTCP:
-		return f.limitTCP(tight)
+		return f.limitTCP(p)
 	case protoUDP:
 		l := udpOneWay
 		if f.twoWay {
@@ -92,7 +111,7 @@ func (f flow) limit(tight bool) time.Duration {
 				l = udpDNS
 			}
 		}
-		if tight {
+		if p >= tight {
 			l /= 2
 		}
 		return l
@@ -102,9 +121,12 @@ func (f flow) limit(tight bool) time.Duration {
 	return other
 }
 
-func (f flow) limitTCP(tight bool) time.Duration {
+func (f flow) limitTCP(p pressure) time.Duration {
 	closing := func(l time.Duration) time.Duration {
-		if tight {
+		switch p {
+		case full:
+			return l / 10
+		case tight:
 			return l / 4
 		}
 		return l
@@ -118,7 +140,7 @@ func (f flow) limitTCP(tight bool) time.Duration {
 		return tcpPickedUp
 	case !f.twoWay:
 		return tcpNew
-	case tight:
+	case p >= tight:
 		return tcpEstablishedTight
 	}
 	return tcpEstablished
@@ -131,10 +153,10 @@ func Remaining(now uint32, proto uint8, pa, pb uint16, c *bpf.Ct, halves ...*bpf
 	for _, h := range halves {
 		f = f.join(newFlow(proto, pa, pb, h, now))
 	}
-	return f.limit(false) - f.idle
+	return f.limit(relaxed) - f.idle
 }
 
-func (f flow) expired(tight bool) bool { return f.idle > f.limit(tight) }
+func (f flow) expired(p pressure) bool { return f.idle > f.limit(p) }
 
 // Bounds of the time between sweeps, and how full a table may be before idle flows have less time.
 const (
@@ -142,6 +164,14 @@ const (
 	intervalMax   = 5 * time.Minute
 	intervalFirst = 30 * time.Second
 	fillTight     = 0.75
+	fillFull      = 0.9
+)
+
+// Every lookInterval it is asked whether a table fills so fast that a sweep is due before its time, which
+// needs more than grownLeast of it to be new: otherwise there is nothing to win.
+const (
+	lookInterval = time.Second
+	grownLeast   = 1.0 / 16
 )
 
 // nextInterval adapts the time to the next sweep to what the last one found: share is the part of
