@@ -267,6 +267,7 @@ func (k *kernel) constants(self state.Node, pool *ipam.Pool) (bpf.Config, error)
 	c.Masquerade4 = k.cfg.IPv4 && k.cfg.MasqueradeIPv4
 	c.Masquerade6 = k.cfg.IPv6 && k.cfg.MasqueradeIPv6
 	c.Tunnel, c.TunnelPort, c.TunnelMTU = k.cfg.Tunnel, k.cfg.TunnelPort, uint32(k.podMTU)
+	c.Encap = k.cfg.Tunnel
 	c.HostCookie = cookie
 	if k.cfg.IPv4 && k.cfg.IPv6 {
 		c.World4, c.World6 = uint32(state.IdentityWorldIPv4), uint32(state.IdentityWorldIPv6)

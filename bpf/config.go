@@ -32,7 +32,10 @@ type Config struct {
 	KubeProxyReplacement bool
 	SockLB               uint8
 	// Tunnel says that pods of other nodes are reached through the tunnel; else by the node's routes.
-	Tunnel      bool
+	Tunnel bool
+	// Encap says that programs write the outer headers of the tunnel themselves where they can, so that
+	// packets do without the tunnel's device.
+	Encap       bool
 	Masquerade4 bool
 	Masquerade6 bool
 	TunnelPort  uint16 // UDP
@@ -83,7 +86,7 @@ func (c Config) Apply(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		"c_ipv4": flag(c.IPv4), "c_ipv6": flag(c.IPv6), "c_kpr": flag(c.KubeProxyReplacement),
 		"c_sock_lb": c.SockLB, "c_masq4": flag(c.Masquerade4), "c_masq6": flag(c.Masquerade6),
-		"c_test": flag(c.Test), "c_ct_prev": flag(c.FlowsMove), "c_tunnel": flag(c.Tunnel),
+		"c_test": flag(c.Test), "c_ct_prev": flag(c.FlowsMove), "c_tunnel": flag(c.Tunnel), "c_encap": flag(c.Encap),
 		"c_tunnel_port": c.TunnelPort, "c_tunnel_mtu": c.TunnelMTU,
 		"c_snat_min": c.SNATMin, "c_snat_max": c.SNATMax, "c_host_cookie": c.HostCookie,
 		"c_snat_addr_min": c.SNATAddrMin, "c_snat_addr_max": c.SNATAddrMax,

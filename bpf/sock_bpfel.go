@@ -42,6 +42,7 @@ const (
 	SockProgSockSendmsg6     = "sock_sendmsg6"
 	SockVarC_bindProtect     = "c_bind_protect"
 	SockVarC_ctPrev          = "c_ct_prev"
+	SockVarC_encap           = "c_encap"
 	SockVarC_hostCookie      = "c_host_cookie"
 	SockVarC_ipv4            = "c_ipv4"
 	SockVarC_ipv6            = "c_ipv6"
@@ -154,6 +155,7 @@ type SockMapSpecs struct {
 type SockVariableSpecs struct {
 	C_bindProtect *ebpf.VariableSpec `ebpf:"c_bind_protect"`
 	C_ctPrev      *ebpf.VariableSpec `ebpf:"c_ct_prev"`
+	C_encap       *ebpf.VariableSpec `ebpf:"c_encap"`
 	C_hostCookie  *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4        *ebpf.VariableSpec `ebpf:"c_ipv4"`
 	C_ipv6        *ebpf.VariableSpec `ebpf:"c_ipv6"`
@@ -247,6 +249,7 @@ func (m *SockMaps) Close() error {
 type SockVariables struct {
 	C_bindProtect *ebpf.Variable `ebpf:"c_bind_protect"`
 	C_ctPrev      *ebpf.Variable `ebpf:"c_ct_prev"`
+	C_encap       *ebpf.Variable `ebpf:"c_encap"`
 	C_hostCookie  *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4        *ebpf.Variable `ebpf:"c_ipv4"`
 	C_ipv6        *ebpf.Variable `ebpf:"c_ipv6"`

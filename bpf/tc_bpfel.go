@@ -55,6 +55,7 @@ const (
 	TcProgPodTo        = "pod_to"
 	TcVarC_bindProtect = "c_bind_protect"
 	TcVarC_ctPrev      = "c_ct_prev"
+	TcVarC_encap       = "c_encap"
 	TcVarC_hostCookie  = "c_host_cookie"
 	TcVarC_ipv4        = "c_ipv4"
 	TcVarC_ipv6        = "c_ipv6"
@@ -180,6 +181,7 @@ type TcMapSpecs struct {
 type TcVariableSpecs struct {
 	C_bindProtect *ebpf.VariableSpec `ebpf:"c_bind_protect"`
 	C_ctPrev      *ebpf.VariableSpec `ebpf:"c_ct_prev"`
+	C_encap       *ebpf.VariableSpec `ebpf:"c_encap"`
 	C_hostCookie  *ebpf.VariableSpec `ebpf:"c_host_cookie"`
 	C_ipv4        *ebpf.VariableSpec `ebpf:"c_ipv4"`
 	C_ipv6        *ebpf.VariableSpec `ebpf:"c_ipv6"`
@@ -307,6 +309,7 @@ func (m *TcMaps) Close() error {
 type TcVariables struct {
 	C_bindProtect *ebpf.Variable `ebpf:"c_bind_protect"`
 	C_ctPrev      *ebpf.Variable `ebpf:"c_ct_prev"`
+	C_encap       *ebpf.Variable `ebpf:"c_encap"`
 	C_hostCookie  *ebpf.Variable `ebpf:"c_host_cookie"`
 	C_ipv4        *ebpf.Variable `ebpf:"c_ipv4"`
 	C_ipv6        *ebpf.Variable `ebpf:"c_ipv6"`

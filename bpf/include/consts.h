@@ -31,6 +31,7 @@ CONST(u8, c_masq4) = 1;             /* masquerade pods that leave the cluster */
 CONST(u8, c_masq6) = 1;
 CONST(u8, c_ct_prev) = 0;         /* flows are still moving from the tables before */
 CONST(u8, c_test) = 0;            /* record redirects in test_rec */
+CONST(u8, c_encap) = 0;           /* programs write the outer headers where they can */
 CONST(u16, c_tunnel_port) = 8472; /* UDP, host order */
 CONST(u32, c_tunnel_mtu) = 1450;  /* largest packet of a pod that fits the tunnel */
 CONST(u16, c_snat_min) = 49152;   /* source ports of masqueraded flows, host order, inclusive */

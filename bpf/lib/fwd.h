@@ -6,13 +6,12 @@
 #pragma once
 
 #include "addr.h"
+#include "encap.h"
 #include "event.h"
 #include "icmp.h"
 #include "pkt.h"
 #include "switches.h"
 
-#define AF_INET 2
-#define AF_INET6 10
 #define PACKET_HOST 0
 
 struct {
@@ -119,16 +118,6 @@ static __inline int to_pod(struct __sk_buff *ctx, struct pkt *p)
 	return V_FWD;
 }
 
-/* The identity as other nodes understand it. */
-static __inline u32 wire_identity(u32 id)
-{
-	if (id == ID_HOST)
-		return ID_REMOTE_NODE;
-	if (id >= VNI_DSR)
-		return ID_WORLD;
-	return id;
-}
-
 /* Gives the packet a tunnel key for the node behind an index. */
 __noinline int tunnel_key(struct __sk_buff *ctx, u32 index)
 {
@@ -151,7 +140,7 @@ __noinline int tunnel_key(struct __sk_buff *ctx, u32 index)
 		__builtin_memcpy(key.remote_ipv6, w, 16);
 		flags = BPF_F_TUNINFO_IPV6;
 	}
-	key.tunnel_id = p->dsr ? VNI_DSR : wire_identity(p->src_id);
+	key.tunnel_id = network_id(p);
 	key.tunnel_ttl = 64;
 	p->tun_id = key.tunnel_id;
 	if (bpf_skb_set_tunnel_key(ctx, &key, sizeof(key), flags))
@@ -190,6 +179,19 @@ static __inline u32 tunnel_mtu(const struct pkt *p)
 	return vt && vt->mtu ? vt->mtu : c_tunnel_mtu;
 }
 
+/* Takes device and next hop from a route. */
+static __inline void next_hop(struct pkt *p)
+{
+	p->oif = p->fib.ifindex;
+	p->nh.nh_family = p->fib.family;
+	if (p->fib.family == AF_INET6) {
+		__builtin_memcpy(p->nh.ipv6_nh, p->fib.ipv6_dst, 16);
+	} else {
+		__builtin_memset(p->nh.ipv6_nh, 0, 16);
+		p->nh.ipv4_nh = p->fib.ipv4_dst;
+	}
+}
+
 /* Through the tunnel to the node behind dst_vtep. */
 static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 {
@@ -201,6 +203,12 @@ static __inline int to_tunnel(struct __sk_buff *ctx, struct pkt *p)
 	v = ttl_step(ctx, p);
 	if (v)
 		return v;
+	if (c_encap && !too_big(ctx, p, mtu) && encap_route(ctx)) {
+		p->how = FWD_ENCAP;
+		p->tun_id = network_id(p);
+		next_hop(p);
+		return V_FWD;
+	}
 	v = tunnel_key(ctx, index);
 	if (v)
 		return v;
@@ -258,14 +266,7 @@ static __inline int to_network(struct __sk_buff *ctx, struct pkt *p)
 	if (v)
 		return v;
 	p->how = FWD_NEIGH;
-	p->oif = p->fib.ifindex;
-	p->nh.nh_family = p->fib.family;
-	if (p->fib.family == AF_INET6) {
-		__builtin_memcpy(p->nh.ipv6_nh, p->fib.ipv6_dst, 16);
-	} else {
-		__builtin_memset(p->nh.ipv6_nh, 0, 16);
-		p->nh.ipv4_nh = p->fib.ipv4_dst;
-	}
+	next_hop(p);
 	return V_FWD;
 }
 
@@ -281,6 +282,7 @@ static __inline u8 trace_point(const struct pkt *p)
 	case FWD_PEER:
 		return TRACE_TO_ENDPOINT;
 	case FWD_TUNNEL:
+	case FWD_ENCAP:
 		return TRACE_TO_OVERLAY;
 	case FWD_NEIGH:
 		return TRACE_TO_NETWORK;
@@ -343,6 +345,27 @@ __noinline int report(struct __sk_buff *ctx, int v)
 #define ACT_NEXT (-1) /* other programs at the hook, then the stack */
 #define ACT_SHOT 2
 
+/* Lets a packet go in its outer headers, or by the device where the kernel does not let them be
+ * written. */
+static __noinline int leave_encap(struct __sk_buff *ctx)
+{
+	struct pkt *p = pkt_get();
+	int v;
+
+	if (!p)
+		return ACT_SHOT;
+	mark_done(ctx);
+	v = encap(ctx);
+	if (v == V_FWD)
+		return bpf_redirect_neigh(p->oif, &p->nh, sizeof(p->nh), 0);
+	if (v == V_NEXT)
+		v = tunnel_key(ctx, p->dst_vtep);
+	if (v == V_NEXT)
+		return bpf_redirect(tunnel_device(), 0);
+	report(ctx, v);
+	return ACT_SHOT;
+}
+
 /* The end of every hook: report, then let the packet go. */
 static __inline int leave(struct __sk_buff *ctx, int v)
 {
@@ -363,6 +386,8 @@ static __inline int leave(struct __sk_buff *ctx, int v)
 	case FWD_TUNNEL:
 		mark_done(ctx);
 		return bpf_redirect(p->oif, 0);
+	case FWD_ENCAP:
+		return leave_encap(ctx);
 	case FWD_NEIGH:
 		mark_done(ctx);
 		return bpf_redirect_neigh(p->oif, &p->nh, sizeof(p->nh), 0);

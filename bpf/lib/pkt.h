@@ -83,6 +83,7 @@ enum fwd_how {
 	FWD_DEV = 3,    /* bpf_redirect */
 	FWD_NEIGH = 4,  /* bpf_redirect_neigh */
 	FWD_TUNNEL = 5, /* tunnel key set, bpf_redirect to the vxlan device */
+	FWD_ENCAP = 6,  /* outer headers written, bpf_redirect_neigh to the other node */
 };
 
 /* What functions of the engine return; a drop is the negated reason. */

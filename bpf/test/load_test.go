@@ -12,7 +12,7 @@ import (
 )
 
 // maxVerified is the budget of instructions that the verifier may visit in one program.
-const maxVerified = 18000
+const maxVerified = 20000
 
 // TestBudget loads every program, with what may make it larger, and holds it to the budget.
 func TestBudget(t *testing.T) {

@@ -228,7 +228,7 @@ func newFabric(t *testing.T, o options) *fabric {
 	}
 	for _, n := range f.nodes {
 		conf := bpf.DefaultConfig()
-		conf.Tunnel = !o.native
+		conf.Tunnel, conf.Encap = !o.native, !o.native
 		if o.conf != nil {
 			o.conf(&conf)
 		}

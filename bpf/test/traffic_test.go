@@ -289,9 +289,12 @@ func (f *fabric) check(t *testing.T, p pair, v6 bool) {
 
 // TestTraffic sends real traffic between pods, hosts and the outside, over VXLAN and routed.
 func TestTraffic(t *testing.T) {
-	for _, mode := range []struct{ native, kpr bool }{{false, true}, {false, false}, {true, true}, {true, false}} {
-		t.Run(fmt.Sprintf("native=%v kpr=%v", mode.native, mode.kpr), func(t *testing.T) {
-			f := newFabric(t, options{nodes: 2, native: mode.native, conf: func(c *bpf.Config) { c.KubeProxyReplacement = mode.kpr }})
+	for _, mode := range []struct{ native, kpr, device bool }{{false, true, false}, {false, true, true}, {false, false, false}, {true, true, false}, {true, false, false}} {
+		t.Run(fmt.Sprintf("native=%v kpr=%v device=%v", mode.native, mode.kpr, mode.device), func(t *testing.T) {
+			f := newFabric(t, options{nodes: 2, native: mode.native, conf: func(c *bpf.Config) {
+				c.KubeProxyReplacement = mode.kpr
+				c.Encap = c.Encap && !mode.device
+			}})
 			f.serveAll()
 			for _, v6 := range []bool{false, true} {
 				for _, p := range f.pairs(mode.native) {
