@@ -163,6 +163,7 @@ func TestLifeWithoutKubeProxy(t *testing.T) {
 	}
 	c.ok("identity", "list").want(t, "reserved:host", "k8s:k8s-app=kube-dns", "k8s:io.cilium.k8s.policy.cluster=lash-e2e")
 	t.Run("a start with nothing changed", c.nothingChanged)
+	t.Run("NodePorts are kept from processes of the node", c.keptPorts)
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
 	t.Run("faults are named", c.faults)
 	t.Run("agents restart under traffic", c.restart)
@@ -216,6 +217,22 @@ func (c *cluster) faults(t *testing.T) {
 	c.kubectl("-n", "kube-system", "rollout", "restart", "ds/cilium")
 	c.kubectl("-n", "kube-system", "rollout", "status", "ds/cilium", "--timeout=90s")
 	c.ok("connectivity", "test")
+}
+
+// keptPorts has a process of a node listen at a NodePort that is in use, and at one that is not.
+func (c *cluster) keptPorts(t *testing.T) {
+	c.kubectl("create", "service", "nodeport", "kept", "--tcp=80:80", "--node-port=31999")
+	defer c.kubectl("delete", "service", "kept")
+	listen := func(port string) string {
+		return c.node("worker", "sh", "-c", "timeout 2 "+c.lash+" perf server --listen :"+port+" 2>&1; true")
+	}
+	c.until(t, "the port is kept", func() (bool, string) {
+		out := listen("31999")
+		return strings.Contains(out, "operation not permitted"), out
+	})
+	if out := listen("31998"); !strings.Contains(out, "listening on") {
+		t.Errorf("a port without a Service: %s", out)
+	}
 }
 
 // restart replaces every agent while a pod of one node talks to one of another. Each exchange has
