@@ -157,7 +157,7 @@ func TestDependencyRule(t *testing.T) {
 			func(p string) bool {
 				return under(p, "cmd/pod", "cmd/lash-agent", "cmd/measure", "perf/netperf", "perf/stats")
 			},
-			func(im string) bool { return ours(im, "perf/bench", "perf/lab", "connectivity/cluster") },
+			func(im string) bool { return ours(im, "perf/bench", "perf/lab", "perf/scale", "connectivity/cluster") },
 		},
 		{
 			"only install and chart import helm (cmd/cli reads its value flags)",

@@ -121,6 +121,16 @@ func findPrograms(ctx context.Context, binDir string, progress func(string)) (*p
 	return found, nil
 }
 
+// Version is the version of a product of clusters, such as kubernetes.
+func Version(product string) (string, error) {
+	for _, p := range products {
+		if p.name == product {
+			return pinnedVersion(p.folder, p.module)
+		}
+	}
+	return "", fmt.Errorf("no product of a local cluster is called %s", product)
+}
+
 // FindProgram locates one of the third-party programs of clusters, by its base name, and builds it if it
 // is nowhere.
 func FindProgram(ctx context.Context, name, binDir string, progress func(string)) (string, error) {

@@ -323,29 +323,6 @@ func TestLashNetConfig(t *testing.T) {
 	}
 }
 
-// TestProcess reads this process.
-func TestProcess(t *testing.T) {
-	started, err := startOf(os.Getpid())
-	if err != nil || time.Since(started) < 0 || time.Since(started) > time.Hour {
-		t.Errorf("started %s, %v", started, err)
-	}
-	if _, err := processTime(os.Getpid()); err != nil {
-		t.Error(err)
-	}
-	if n, err := mappedMaps(os.Getpid()); err != nil || n != 0 {
-		t.Errorf("%v bytes of BPF maps, %v", n, err)
-	}
-	if _, _, err := mapMemory(os.Getpid()); err == nil {
-		t.Error("this process has BPF maps open")
-	}
-	if n, err := statusField("Name:\tx\nVmRSS:\t  12 kB\n", "VmRSS"); err != nil || n != 12288 {
-		t.Errorf("%v, %v", n, err)
-	}
-	if _, err := statusField("Name:\tx\n", "VmRSS"); err == nil {
-		t.Error("a field that is not there was read")
-	}
-}
-
 func TestReadyLine(t *testing.T) {
 	m := readyLine.FindStringSubmatch("time=2026-01-02T03:04:05.678Z level=INFO msg=node name=n\n" +
 		"time=2026-01-02T03:04:05.789Z level=INFO msg=ready entriesWritten=0 after=116ms generation=ab adopted=true\n")

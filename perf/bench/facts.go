@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,14 +17,25 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lash.internal/lash/perf/process"
 )
 
-// describe reads what the machine is.
+// describe reads what the machine is and notes how it is measured on.
 func (b *run) describe(ctx context.Context) (*Machine, error) {
-	m := &Machine{
-		Processors: runtime.NumCPU(), IPv6: b.o.IPv6, Rounds: b.o.Rounds, Seconds: int(b.o.Length / time.Second),
-		ClientCPU: b.o.ClientCPU, ServerCPU: b.o.ServerCPU, Congestion: congestion, Command: b.o.Command, Versions: map[string]string{},
+	m, err := Describe(ctx, map[string][]string{"lash": {filepath.Join(b.o.Bin, "lash"), "version", "--client"}})
+	if err != nil {
+		return nil, err
 	}
+	m.IPv6, m.Rounds, m.Seconds = b.o.IPv6, b.o.Rounds, int(b.o.Length/time.Second)
+	m.ClientCPU, m.ServerCPU, m.Congestion, m.Command = b.o.ClientCPU, b.o.ServerCPU, congestion, b.o.Command
+	return m, nil
+}
+
+// Describe reads what the machine is. Programs are asked for their versions by the command lines given,
+// beside those that every measurement names.
+func Describe(ctx context.Context, programs map[string][]string) (*Machine, error) {
+	m := &Machine{Processors: runtime.NumCPU(), Versions: map[string]string{}}
 	var un unix.Utsname
 	if err := unix.Uname(&un); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
@@ -38,7 +50,7 @@ func (b *run) describe(ctx context.Context) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory: %w", err)
 	}
-	if total, err := statusField(string(mem), "MemTotal"); err == nil {
+	if total, err := process.StatusField(string(mem), "MemTotal"); err == nil {
 		m.MemoryMB = int(total / mega)
 	}
 	if clock, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource"); err == nil {
@@ -47,9 +59,9 @@ func (b *run) describe(ctx context.Context) (*Machine, error) {
 	if m.Load, err = Load(); err != nil {
 		return nil, err
 	}
-	for name, args := range map[string][]string{
-		"iptables": {"iptables", "--version"}, "iproute2": {"ip", "-V"}, "lash": {filepath.Join(b.o.Bin, "lash"), "version", "--client"},
-	} {
+	asked := map[string][]string{"iptables": {"iptables", "--version"}, "iproute2": {"ip", "-V"}}
+	maps.Copy(asked, programs)
+	for name, args := range asked {
 		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).Output(); err == nil {
 			first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 			m.Versions[name] = first

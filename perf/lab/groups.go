@@ -31,10 +31,21 @@ func GroupsOf(pid int) ([]string, error) {
 	return groupsOf(string(table), string(member))
 }
 
-// groupsOf reads the mount table in mountinfo format (proc(5)) and the lines of /proc/PID/cgroup
-// (cgroups(7)).
-func groupsOf(mountinfo, member string) ([]string, error) {
-	mounts := map[string]string{} // controller, or "unified" -> where
+// Hierarchy is where the control groups of a controller are mounted, or those of the unified hierarchy
+// for "unified"; empty when they are nowhere.
+func Hierarchy(controller string) (string, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("mount table: %w", err)
+	}
+	mounts, err := hierarchies(string(table))
+	return mounts[controller], err
+}
+
+// hierarchies reads the mount table in mountinfo format (proc(5)): where each controller is, and
+// "unified".
+func hierarchies(mountinfo string) (map[string]string, error) {
+	mounts := map[string]string{}
 	sc := bufio.NewScanner(strings.NewReader(mountinfo))
 	for sc.Scan() {
 		head, rest, ok := strings.Cut(sc.Text(), " - ")
@@ -53,6 +64,16 @@ func groupsOf(mountinfo, member string) ([]string, error) {
 	}
 	if err := sc.Err(); err != nil {
 		return nil, fmt.Errorf("mount table: %w", err)
+	}
+	return mounts, nil
+}
+
+// groupsOf reads the mount table in mountinfo format (proc(5)) and the lines of /proc/PID/cgroup
+// (cgroups(7)).
+func groupsOf(mountinfo, member string) ([]string, error) {
+	mounts, err := hierarchies(mountinfo)
+	if err != nil {
+		return nil, err
 	}
 	var v1, v2 []string
 	for _, line := range strings.Split(strings.TrimSpace(member), "\n") {

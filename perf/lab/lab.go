@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -37,8 +36,8 @@ type Options struct {
 // Lab is a set of bare paths.
 type Lab struct {
 	o       Options
-	spaces  map[string]*space
-	daemons []*daemon
+	spaces  map[string]*Space
+	daemons []*Daemon
 }
 
 // Names of the namespaces that a path begins and ends in.
@@ -50,7 +49,7 @@ const (
 
 // New builds the lab and starts a server in every destination.
 func New(ctx context.Context, o Options) (*Lab, error) {
-	l := &Lab{o: o, spaces: map[string]*space{}}
+	l := &Lab{o: o, spaces: map[string]*Space{}}
 	if err := l.build(ctx); err != nil {
 		l.Close()
 		return nil, err
@@ -61,10 +60,10 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 // Close ends the servers and lets the namespaces go.
 func (l *Lab) Close() {
 	for _, d := range l.daemons {
-		d.close()
+		d.Close()
 	}
 	for _, s := range l.spaces {
-		_ = s.ns.Close()
+		s.Close()
 	}
 }
 
@@ -160,7 +159,7 @@ func (l *Lab) Tracked(ctx context.Context, node string) (int, error) {
 	if s == nil {
 		return 0, fmt.Errorf("the lab has no namespace %q", node)
 	}
-	out, err := s.run(ctx, nil, "", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")
+	out, err := s.Run(ctx, nil, "", "cat", "/proc/sys/net/netfilter/nf_conntrack_count")
 	if err != nil {
 		return 0, err
 	}
@@ -179,12 +178,12 @@ func (l *Lab) build(ctx context.Context) error {
 		names = append(append(names, n.name), n.pods...)
 	}
 	for _, name := range names {
-		s, err := newSpace(name)
+		s, err := NewSpace(name, nil)
 		if err != nil {
 			return err
 		}
 		l.spaces[name] = s
-		if err := s.sysctl(ctx, "net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.default.disable_ipv6=0"); err != nil && l.o.IPv6 {
+		if err := s.Sysctl(ctx, "net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.default.disable_ipv6=0"); err != nil && l.o.IPv6 {
 			return err
 		}
 		if err := l.ip(ctx, name, "link set lo up"); err != nil {
@@ -206,11 +205,7 @@ func (l *Lab) build(ctx context.Context) error {
 
 // ip runs lines of ip(8) in a namespace.
 func (l *Lab) ip(ctx context.Context, name string, lines ...string) error {
-	_, err := l.spaces[name].run(ctx, nil, strings.Join(lines, "\n")+"\n", "ip", "-batch", "-")
-	if err != nil {
-		return errors.Join(err, fmt.Errorf("with\n%s", strings.Join(lines, "\n")))
-	}
-	return nil
+	return l.spaces[name].IP(ctx, lines...)
 }
 
 // dad keeps the kernel from first looking whether somebody else has an IPv6 address.
@@ -257,11 +252,11 @@ func (l *Lab) buildNode(ctx context.Context, n node) error {
 		"route add " + l.net(n.tunnelled(other)) + " via " + l.addr(tunnel, n.peer).String(),
 	}
 	s := l.spaces[n.name]
-	if err := s.sysctl(ctx, "net.ipv4.ip_forward=1"); err != nil {
+	if err := s.Sysctl(ctx, "net.ipv4.ip_forward=1"); err != nil {
 		return err
 	}
 	if l.o.IPv6 {
-		if err := s.sysctl(ctx, "net.ipv6.conf.all.forwarding=1"); err != nil {
+		if err := s.Sysctl(ctx, "net.ipv6.conf.all.forwarding=1"); err != nil {
 			return err
 		}
 	}
@@ -280,7 +275,7 @@ func (l *Lab) buildNode(ctx context.Context, n node) error {
 	if l.o.IPv6 {
 		restore = "ip6tables-restore"
 	}
-	_, err := s.run(ctx, nil, natRules(l.o.IPv6), restore)
+	_, err := s.Run(ctx, nil, natRules(l.o.IPv6), restore)
 	return err
 }
 

@@ -123,7 +123,7 @@ func tunnelled(t *testing.T, l *Lab, pod string) int {
 		if !slices.Contains(n.pods, pod) {
 			continue
 		}
-		out, err := l.spaces[n.name].run(t.Context(), nil, "", "ip", "-json", "-s", "link", "show", "vxlan0")
+		out, err := l.spaces[n.name].Run(t.Context(), nil, "", "ip", "-json", "-s", "link", "show", "vxlan0")
 		if err != nil {
 			t.Fatal(err)
 		}

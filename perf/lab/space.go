@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -18,40 +20,95 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// space is a network namespace.
-type space struct {
+// Space is a network namespace, and for those that want one a view of the file system of its own. It
+// vanishes with this process, however that ends.
+type Space struct {
 	name string
 	ns   *os.File
+	mnt  *os.File // nil: that of this process
 }
 
-func newSpace(name string) (*space, error) {
-	type made struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan made, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread is in the new namespace and ends here
+// NewSpace makes a network namespace. With arrange it gets a mount namespace too, from which nothing
+// propagates: arrange runs in both and mounts what is to be seen there.
+func NewSpace(name string, arrange func() error) (*Space, error) {
+	s := &Space{name: name}
+	err := onThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- made{nil, err}
+			return err
+		}
+		if s.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil || arrange == nil {
+			return err
+		}
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return err
+		}
+		if err := arrange(); err != nil {
+			return err
+		}
+		s.mnt, err = os.Open("/proc/thread-self/ns/mnt")
+		return err
+	})
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("namespace %s: %w", name, err)
+	}
+	return s, nil
+}
+
+// onThread runs f on a thread that ends with it, so that f may change the thread's namespaces.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread ends here
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
 			return
 		}
-		f, err := os.Open("/proc/thread-self/ns/net")
-		done <- made{f, err}
+		// The main thread does not end, and others see its namespaces as those of the process. While
+		// this goroutine holds it, another one lands elsewhere.
+		done <- onThread(f)
+		runtime.UnlockOSThread()
 	}()
-	m := <-done
-	if m.err != nil {
-		return nil, fmt.Errorf("namespace %s: %w", name, m.err)
+	return <-done
+}
+
+// Close lets the namespaces go.
+func (s *Space) Close() {
+	for _, f := range []*os.File{s.ns, s.mnt} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
-	return &space{name: name, ns: m.f}, nil
+}
+
+// Listen opens a listener in the namespace that serves this process.
+func (s *Space) Listen(network, addr string) (l net.Listener, err error) {
+	terr := onThread(func() error {
+		if err := unix.Setns(int(s.ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		l, err = net.Listen(network, addr)
+		return err
+	})
+	if terr != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, terr)
+	}
+	return l, nil
 }
 
 // path names the namespace for other programs, as long as this process lives.
-func (s *space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.ns.Fd()) }
+func (s *Space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.ns.Fd()) }
 
 // command is a program that will run in the namespace, and in the given control groups.
-func (s *space) command(ctx context.Context, groups []string, args ...string) *exec.Cmd {
-	full := []string{"--net=" + s.path(), "--"}
+func (s *Space) command(ctx context.Context, groups []string, args ...string) *exec.Cmd {
+	full := []string{"--net=" + s.path()}
+	if s.mnt != nil {
+		full = append(full, fmt.Sprintf("--mount=/proc/%d/fd/%d", os.Getpid(), s.mnt.Fd()))
+	}
+	full = append(full, "--")
 	if len(groups) > 0 {
 		// The shell goes into the groups and becomes the program, so no instruction of it runs outside.
 		full = append(full, "sh", "-c", `while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"`, "sh")
@@ -61,14 +118,14 @@ func (s *space) command(ctx context.Context, groups []string, args ...string) *e
 	return exec.CommandContext(ctx, "nsenter", append(full, args...)...)
 }
 
-// run runs a program with some input and returns what it printed.
-func (s *space) run(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, error) {
+// Run runs a program with some input, in the given control groups, and returns what it printed.
+func (s *Space) Run(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, error) {
 	out, _, err := s.runTimed(ctx, groups, stdin, args...)
 	return out, err
 }
 
 // runTimed also returns the processor time that the program took.
-func (s *space) runTimed(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, time.Duration, error) {
+func (s *Space) runTimed(ctx context.Context, groups []string, stdin string, args ...string) ([]byte, time.Duration, error) {
 	cmd := s.command(ctx, groups, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
@@ -78,21 +135,20 @@ func (s *space) runTimed(ctx context.Context, groups []string, stdin string, arg
 	return out.Bytes(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
-// daemon is a program that runs until it is stopped.
-type daemon struct {
+// Daemon is a program that runs until it is stopped.
+type Daemon struct {
 	cmd   *exec.Cmd
 	ended chan struct{}
 	stop  context.CancelFunc
+	err   error // of the program, once it has ended
 }
 
-// start runs a program in the background until stop is called, and in any case no longer than this
-// process. It returns when the program has written its first line.
-func (s *space) start(ctx context.Context, groups []string, args ...string) (*daemon, error) {
+// Start runs a program in the background, until it ends or is stopped and in any case no longer than
+// this process.
+func (s *Space) Start(ctx context.Context, groups []string, o Output, args ...string) (*Daemon, error) {
 	ctx, stop := context.WithCancel(ctx)
-	d := &daemon{cmd: s.command(ctx, groups, args...), ended: make(chan struct{}), stop: stop}
-	out := &firstLine{line: make(chan struct{})}
-	var errOut tail
-	d.cmd.Stdout, d.cmd.Stderr = out, &errOut
+	d := &Daemon{cmd: s.command(ctx, groups, args...), ended: make(chan struct{}), stop: stop}
+	d.cmd.Stdin, d.cmd.Stdout, d.cmd.Stderr = o.In, o.Out, o.Err
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error, 1)
 	go func() {
@@ -103,28 +159,61 @@ func (s *space) start(ctx context.Context, groups []string, args ...string) (*da
 		err := d.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = d.cmd.Wait() // it was told to end, or start reports that it did not begin
+			d.err = d.cmd.Wait()
 		}
 	}()
-	err := <-started
-	if err == nil {
-		select {
-		case <-out.line:
-			return d, nil
-		case <-d.ended:
-			err = errors.New("ended at once")
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
+	if err := <-started; err != nil {
+		stop()
+		return nil, fmt.Errorf("%s: %s: %w", s.name, args[0], err)
 	}
-	stop()
-	<-d.ended
-	return nil, fmt.Errorf("%s: %s: %w: %s", s.name, args[0], err, strings.TrimSpace(errOut.String()))
+	return d, nil
 }
 
-func (d *daemon) close() {
+// Output is where a program's streams lead.
+type Output struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// PID is the number of the program's process.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
+// Ended closes when the program has ended.
+func (d *Daemon) Ended() <-chan struct{} { return d.ended }
+
+// Err is how the program has ended; it waits for the end.
+func (d *Daemon) Err() error {
+	<-d.ended
+	return d.err
+}
+
+// Signal sends the program a signal.
+func (d *Daemon) Signal(sig os.Signal) error { return d.cmd.Process.Signal(sig) }
+
+// Close kills the program and waits for its end.
+func (d *Daemon) Close() {
 	d.stop()
 	<-d.ended
+}
+
+// start runs a program in the background and returns when it has written its first line.
+func (s *Space) start(ctx context.Context, groups []string, args ...string) (*Daemon, error) {
+	out := &firstLine{line: make(chan struct{})}
+	var errOut tail
+	d, err := s.Start(ctx, groups, Output{Out: out, Err: &errOut}, args...)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-out.line:
+		return d, nil
+	case <-d.ended:
+		err = errors.New("ended at once")
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	d.Close()
+	return nil, fmt.Errorf("%s: %s: %w: %s", s.name, args[0], err, strings.TrimSpace(errOut.String()))
 }
 
 // firstLine closes line when a whole line has been written.
@@ -160,8 +249,22 @@ func (t *tail) String() string {
 	return string(t.buf)
 }
 
-// sysctl writes settings below /proc/sys/net, which shows the namespace of the thread that looks.
-func (s *space) sysctl(ctx context.Context, settings ...string) error {
-	_, err := s.run(ctx, nil, "", append([]string{"sysctl", "-q", "-w"}, settings...)...)
+// Sysctl writes settings below net, which are those of the namespace.
+func (s *Space) Sysctl(ctx context.Context, settings ...string) error {
+	_, err := s.Run(ctx, nil, "", append([]string{"sysctl", "-q", "-w"}, settings...)...)
 	return err
+}
+
+// IP runs lines of ip(8) in the namespace.
+func (s *Space) IP(ctx context.Context, lines ...string) error {
+	_, err := s.Run(ctx, nil, strings.Join(lines, "\n")+"\n", "ip", "-batch", "-")
+	if err != nil {
+		return errors.Join(err, fmt.Errorf("with\n%s", strings.Join(lines, "\n")))
+	}
+	return nil
+}
+
+// Join makes a veth pair of a device in this namespace and one in another.
+func (s *Space) Join(ctx context.Context, device string, peer *Space, peerDevice string) error {
+	return s.IP(ctx, "link add "+device+" type veth peer name "+peerDevice+" netns "+peer.path())
 }
