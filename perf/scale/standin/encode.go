@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -33,6 +34,7 @@ type object struct {
 	namespace, objName string
 	labels             map[string]string
 	nodeName           string // spec.nodeName of pods
+	clusterIP          string // spec.clusterIP of Services
 	version            uint64
 	proto              []byte // the bare message; nil for custom kinds
 	text               []byte // JSON; made when first asked for
@@ -211,7 +213,13 @@ func fromTyped(k kind, obj runtime.Object) (*object, error) {
 	if !ok || !ok2 {
 		return nil, fmt.Errorf("%T is not an object of Kubernetes", obj)
 	}
-	o := &object{kind: k, namespace: acc.GetNamespace(), objName: acc.GetName(), labels: acc.GetLabels(), nodeName: nodeNameOf(obj)}
+	o := &object{kind: k, namespace: acc.GetNamespace(), objName: acc.GetName(), labels: acc.GetLabels()}
+	switch obj := obj.(type) {
+	case *corev1.Pod:
+		o.nodeName = obj.Spec.NodeName
+	case *corev1.Service:
+		o.clusterIP = obj.Spec.ClusterIP
+	}
 	var err error
 	if o.proto, err = m.Marshal(); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", k.name, o.key(), err)

@@ -11,11 +11,9 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -100,13 +98,6 @@ func newStore(clock func() int64) *store {
 }
 
 func versionText(v uint64) string { return strconv.FormatUint(v, 10) }
-
-func nodeNameOf(obj runtime.Object) string {
-	if p, ok := obj.(*corev1.Pod); ok {
-		return p.Spec.NodeName
-	}
-	return ""
-}
 
 // mode is what a write expects to find.
 type mode int
@@ -208,7 +199,7 @@ func (s selection) has(o *object) bool {
 		return false
 	}
 	return s.fields.Empty() || s.fields.Matches(fields.Set{
-		"metadata.name": o.objName, "metadata.namespace": o.namespace, "spec.nodeName": o.nodeName,
+		"metadata.name": o.objName, "metadata.namespace": o.namespace, "spec.nodeName": o.nodeName, "spec.clusterIP": o.clusterIP,
 	})
 }
 

@@ -39,7 +39,8 @@ func (s *Server) wishOf(q url.Values, t target) (wish, error) {
 	}
 	for _, r := range out.fields.Requirements() {
 		switch {
-		case r.Field == "metadata.name", r.Field == "metadata.namespace", r.Field == "spec.nodeName" && t.kind.name == "Pod":
+		case r.Field == "metadata.name", r.Field == "metadata.namespace", r.Field == "spec.nodeName" && t.kind.name == "Pod",
+			r.Field == "spec.clusterIP" && t.kind.name == "Service":
 		default:
 			return out, apierrors.NewBadRequest("field label not supported: " + r.Field)
 		}
