@@ -132,8 +132,11 @@ bench: deps build ## Measure beside bare paths, write BENCHMARKS.md; ROUNDS=10 D
 LADDER   ?= --steps 1,100,1000,2767 --samples 10 --duration 2s --from pod,node --from-external
 LADDERS  ?= bench
 SERVICES ?= perf/results/services
-# The part of BENCHMARKS.md about Services comes last and is kept when the rest is written again.
-services-part = sed -i '/^<!-- services -->/,$$d' BENCHMARKS.md; if [ -e $(SERVICES).md ]; then cat $(SERVICES).md >>BENCHMARKS.md; fi
+SCALE    ?= perf/results/scale
+SCALES   ?=
+# The parts of BENCHMARKS.md about Services come last and are kept when the rest is written again.
+services-part = sed -i '/^<!-- \(services\|scale\) -->/,$$d' BENCHMARKS.md; \
+	for part in $(SERVICES).md $(SCALE).md; do if [ -e $$part ]; then cat $$part >>BENCHMARKS.md; fi; done
 
 .PHONY: bench-services
 bench-services: deps build ## New connections over the number of Services, three clusters by turns: Lash, kube-proxy iptables, nftables; LADDER='flags'
@@ -151,6 +154,12 @@ bench-services: deps build ## New connections over the number of Services, three
 	  echo 'Made by `make bench-services`; every sample is in `$(SERVICES).json`.'; echo; echo '![P50 over the number of Services]($(SERVICES).svg)'; echo; \
 	  bin/lash perf show $(SERVICES).json -o markdown; } >$(SERVICES).md; \
 	$(services-part)
+
+.PHONY: bench-scale
+bench-scale: deps bin/lash-agent ## Starts, events, changes and memory with 10,000 and 30,000 Services beside kube-proxy, without a cluster; SCALES='flags'
+	go build -trimpath -o bin/lash-scale ./cmd/lash-scale
+	bin/lash-scale --results $(SCALE).json --report $(SCALE).md $(SCALES)
+	@$(services-part)
 
 .PHONY: race
 race: deps ## The Go tests under the race detector

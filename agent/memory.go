@@ -14,11 +14,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// steadyGC is how much garbage, in percent of what is in use, an agent lets come together once it has
+// started. It allocates little then: memory is worth more than the time of the collector.
+const steadyGC = 30
+
 // giveBack returns to the node what a start takes and the long time after it does not need: freed
 // memory, and pages of the program file. Of the latter those that are used come again, mostly from the
 // page cache.
 func (a *Agent) giveBack() {
 	debug.FreeOSMemory()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(steadyGC)
+	}
 	if err := dropProgramPages(); err != nil {
 		a.log.Warn("pages of the program that only a start needs stay in memory", "error", err)
 	}

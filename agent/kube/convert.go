@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -133,9 +134,9 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		return state.Name{}, state.Service{}, false
 	}
 	r := state.Service{
-		Name:                 state.Name{Namespace: s.Namespace, Name: s.Name},
+		Name:                 state.Name{Namespace: shared(s.Namespace), Name: s.Name},
 		UID:                  string(s.UID),
-		Type:                 string(s.Spec.Type),
+		Type:                 shared(string(s.Spec.Type)),
 		Headless:             s.Spec.ClusterIP == corev1.ClusterIPNone || hasKey(s.Labels, corev1.IsHeadlessService),
 		ClusterIPs:           parseAddrs(s.Spec.ClusterIPs...),
 		ExternalIPs:          parseAddrs(s.Spec.ExternalIPs...),
@@ -146,9 +147,7 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		SourceRanges:         sourceRanges(s.Spec.LoadBalancerSourceRanges),
 		PublishNotReady:      s.Spec.PublishNotReadyAddresses,
 		ProxyName:            s.Labels["service.kubernetes.io/service-proxy-name"],
-		Annotations:          s.Annotations,
-		Labels:               s.Labels,
-		Selector:             s.Spec.Selector,
+		Annotations:          serviceAnnotations(s.Annotations),
 		Created:              unixTime(s.CreationTimestamp),
 	}
 	if len(r.ClusterIPs) == 0 {
@@ -165,7 +164,7 @@ func serviceRow(obj any) (state.Name, state.Service, bool) {
 		}
 	}
 	for _, p := range s.Spec.Ports {
-		port := state.ServicePort{Name: p.Name, Protocol: protocol(p.Protocol), Port: uint16(p.Port), NodePort: uint16(p.NodePort)}
+		port := state.ServicePort{Name: shared(p.Name), Protocol: shared(protocol(p.Protocol)), Port: uint16(p.Port), NodePort: uint16(p.NodePort)}
 		if p.TargetPort.Type == intstr.Int {
 			// An absent one is that of the Service.
 			port.TargetPort = uint16(cmp.Or(p.TargetPort.IntVal, p.Port))
@@ -222,8 +221,8 @@ func sliceRow(obj any) (state.Name, state.EndpointSlice, bool) {
 		return state.Name{}, state.EndpointSlice{}, false
 	}
 	r := state.EndpointSlice{
-		Name:    state.Name{Namespace: s.Namespace, Name: s.Name},
-		Service: state.Name{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]},
+		Name:    state.Name{Namespace: shared(s.Namespace), Name: s.Name},
+		Service: state.Name{Namespace: shared(s.Namespace), Name: s.Labels[discoveryv1.LabelServiceName]},
 		IPv6:    s.AddressType == discoveryv1.AddressTypeIPv6,
 	}
 	for _, p := range s.Ports {
@@ -232,15 +231,15 @@ func sliceRow(obj any) (state.Name, state.EndpointSlice, bool) {
 		}
 		port := state.SlicePort{Protocol: string(corev1.ProtocolTCP), Port: uint16(*p.Port)}
 		if p.Name != nil {
-			port.Name = *p.Name
+			port.Name = shared(*p.Name)
 		}
 		if p.Protocol != nil {
-			port.Protocol = string(*p.Protocol)
+			port.Protocol = shared(string(*p.Protocol))
 		}
 		r.Ports = append(r.Ports, port)
 	}
 	for _, e := range s.Endpoints {
-		ep := state.SliceEndpoint{Addresses: parseAddrs(e.Addresses...), NodeName: deref(e.NodeName), Zone: deref(e.Zone)}
+		ep := state.SliceEndpoint{Addresses: parseAddrs(e.Addresses...), NodeName: shared(deref(e.NodeName)), Zone: shared(deref(e.Zone))}
 		// An absent condition counts as true for ready and serving, as false for terminating
 		// (source: the EndpointConditions API documentation).
 		ep.Ready = e.Conditions.Ready == nil || *e.Conditions.Ready
@@ -251,15 +250,37 @@ func sliceRow(obj any) (state.Name, state.EndpointSlice, bool) {
 		ep.Terminating = e.Conditions.Terminating != nil && *e.Conditions.Terminating
 		if e.Hints != nil {
 			for _, z := range e.Hints.ForZones {
-				ep.ForZones = append(ep.ForZones, z.Name)
+				ep.ForZones = append(ep.ForZones, shared(z.Name))
 			}
 			for _, n := range e.Hints.ForNodes {
-				ep.ForNodes = append(ep.ForNodes, n.Name)
+				ep.ForNodes = append(ep.ForNodes, shared(n.Name))
 			}
 		}
 		r.Endpoints = append(r.Endpoints, ep)
 	}
 	return r.Name, r, true
+}
+
+// shared is a string that many rows have, kept once.
+func shared(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}
+
+// serviceAnnotations are those that somebody reads.
+func serviceAnnotations(in map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range in {
+		if slices.ContainsFunc(state.ServiceAnnotations, func(p string) bool { return strings.HasPrefix(k, p) }) {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
+	}
+	return out
 }
 
 func deref(s *string) string {

@@ -4,6 +4,7 @@ package kube
 
 import (
 	"fmt"
+	"reflect"
 	"testing"
 	"time"
 
@@ -40,6 +41,52 @@ func TestServiceRow(t *testing.T) {
 	s.Spec.LoadBalancerSourceRanges = nil
 	if _, r, _ := serviceRow(s); r.Restricted {
 		t.Error("restricted without ranges")
+	}
+}
+
+// TestRowsOfWhatIsKept: what is dropped before a first set is complete is in no row, and annotations
+// that nobody reads change none.
+func TestRowsOfWhatIsKept(t *testing.T) {
+	managed := []metav1.ManagedFieldsEntry{{Manager: "kubectl"}}
+	owners := []metav1.OwnerReference{{Kind: "Service", Name: "web"}}
+	service := func() *corev1.Service {
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", ManagedFields: managed, OwnerReferences: owners, Labels: map[string]string{"a": "b"}}}
+		s.Annotations = map[string]string{"service.cilium.io/global": "true", "kubectl.kubernetes.io/last-applied-configuration": "{}"}
+		s.Spec.Selector = map[string]string{"app": "web"}
+		s.Spec.Ports = []corev1.ServicePort{{Name: "http", Port: 80}}
+		return s
+	}
+	slice := func() *discoveryv1.EndpointSlice {
+		s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "ns", Name: "web-1", ManagedFields: managed, OwnerReferences: owners, Labels: map[string]string{discoveryv1.LabelServiceName: "web"},
+		}}
+		node, zone := "n1", "z1"
+		s.Endpoints = []discoveryv1.Endpoint{{
+			Addresses: []string{"10.0.0.1"}, NodeName: &node, Zone: &zone, TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "p"},
+			Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: "z1"}}},
+		}}
+		return s
+	}
+	s, sl := service(), slice()
+	trim(s)
+	trim(sl)
+	if s.ManagedFields != nil || s.Spec.Selector != nil || sl.ManagedFields != nil || sl.Endpoints[0].TargetRef != nil {
+		t.Error("nothing was dropped")
+	}
+	_, want, _ := serviceRow(service())
+	if _, got, _ := serviceRow(s); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	_, wantSlice, _ := sliceRow(slice())
+	if _, got, _ := sliceRow(sl); !reflect.DeepEqual(got, wantSlice) {
+		t.Errorf("%+v, want %+v", got, wantSlice)
+	}
+	if len(want.Annotations) != 1 || want.Annotations["service.cilium.io/global"] != "true" {
+		t.Errorf("annotations %v", want.Annotations)
+	}
+	s.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = "{...}"
+	if _, got, _ := serviceRow(s); !reflect.DeepEqual(got, want) {
+		t.Errorf("a change that nobody reads makes %+v of %+v", got, want)
 	}
 }
 

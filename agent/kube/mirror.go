@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -95,6 +97,30 @@ func (f *feed) run(ctx context.Context) {
 type syncedStore struct {
 	cache.ReflectorStore
 	f *feed
+}
+
+// Transformer implements cache.TransformingStore: a first set is collected object by object, without
+// what no row is made of.
+func (s *syncedStore) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		trim(obj)
+		return obj, nil
+	}
+}
+
+// trim drops the parts of large numbers of objects that nobody reads. The object is the caller's own.
+func trim(obj any) {
+	switch o := obj.(type) {
+	case *corev1.Service:
+		o.ManagedFields, o.OwnerReferences, o.Spec.Selector = nil, nil, nil
+	case *discoveryv1.EndpointSlice:
+		o.ManagedFields, o.OwnerReferences = nil, nil
+		for i := range o.Endpoints {
+			o.Endpoints[i].TargetRef = nil
+		}
+	case *corev1.Pod:
+		o.ManagedFields = nil
+	}
 }
 
 func (s *syncedStore) Replace(objs []any, rv string) error {

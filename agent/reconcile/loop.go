@@ -48,6 +48,9 @@ const (
 	retryMax = 30 * time.Second
 )
 
+// dirtyRoom is how many dirty keys a loop keeps room for.
+const dirtyRoom = 1024
+
 // Loop keeps one target equal to what a Want function says.
 type Loop[K comparable, V any] struct {
 	name   string
@@ -66,6 +69,7 @@ type Loop[K comparable, V any] struct {
 
 	belief map[K]V
 	dirty  map[K]time.Time // since when
+	marked int             // dirty keys at most, since dirty was made
 	failed map[K]*retry
 	loaded bool
 	swept  bool // the first full comparison after all sources were ready is done
@@ -207,6 +211,7 @@ func (l *Loop[K, V]) collect(now time.Time) []<-chan struct{} {
 func (l *Loop[K, V]) mark(k K, now time.Time) {
 	if _, ok := l.dirty[k]; !ok {
 		l.dirty[k] = now
+		l.marked = max(l.marked, len(l.dirty))
 	}
 	if f := l.failed[k]; f != nil {
 		f.at = now // new facts: try at once
@@ -425,6 +430,9 @@ func (l *Loop[K, V]) finish(reqs []*request[K], ready bool) {
 		if oldest.IsZero() || since.Before(oldest) {
 			oldest = since
 		}
+	}
+	if len(l.dirty) == 0 && l.marked > dirtyRoom {
+		l.dirty, l.marked = map[K]time.Time{}, 0 // a map never gets smaller
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -134,9 +134,6 @@ func untranslated(s state.Service) []string {
 	return out
 }
 
-// Prefixes of the annotations that Cilium gives a meaning on Services.
-var prefixes = []string{"service.cilium.io/", "io.cilium/", "lbipam.cilium.io/"}
-
 // idle are the values of annotations that ask for nothing beyond what is so anyway.
 var idle = map[string][]string{
 	"global": {"false"}, "global-service": {"false"}, "shared": {"true", "false"}, "shared-service": {"true", "false"},
@@ -148,11 +145,11 @@ var idle = map[string][]string{
 func annotations(s state.Service, g Global) []string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(s.Annotations)) {
-		i := slices.IndexFunc(prefixes, func(p string) bool { return strings.HasPrefix(k, p) })
+		i := slices.IndexFunc(state.ServiceAnnotations, func(p string) bool { return strings.HasPrefix(k, p) })
 		if i < 0 {
 			continue
 		}
-		name, value := strings.TrimPrefix(k, prefixes[i]), s.Annotations[k]
+		name, value := strings.TrimPrefix(k, state.ServiceAnnotations[i]), s.Annotations[k]
 		switch {
 		case slices.Contains(idle[name], value):
 		case name == "lb-algorithm" && value == g.Algorithm, name == "forwarding-mode" && value == g.Mode:

@@ -190,14 +190,15 @@ type Service struct {
 	LoadBalancerClass   string
 	PublishNotReady     bool
 	TrafficDistribution string
-	ProxyName           string // label service.kubernetes.io/service-proxy-name
-	Annotations         map[string]string
-	Labels              map[string]string
-	Selector            map[string]string
-	Created             int64 // Unix time in seconds
+	ProxyName           string            // label service.kubernetes.io/service-proxy-name
+	Annotations         map[string]string // those with one of ServiceAnnotations, nil for none
+	Created             int64             // Unix time in seconds
 	// Notice is what a condition of the object says of wishes that are not met.
 	Notice string
 }
+
+// ServiceAnnotations are the prefixes of the annotations that Cilium gives a meaning on Services.
+var ServiceAnnotations = []string{"service.cilium.io/", "io.cilium/", "lbipam.cilium.io/"}
 
 // ServicePort is one port of a Service.
 type ServicePort struct {

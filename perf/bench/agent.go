@@ -165,4 +165,3 @@ func (k *kube) restart(ctx context.Context) (took time.Duration, adopted bool, e
 	}
 	return ready.Sub(started).Round(time.Millisecond), string(m[2]) == "true", nil
 }
-

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestProcess reads this 
+// TestProcess reads this
 func TestProcess(t *testing.T) {
 	started, err := Started(os.Getpid())
 	if err != nil || time.Since(started) < 0 || time.Since(started) > time.Hour {

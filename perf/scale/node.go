@@ -187,10 +187,12 @@ func (n *node) startClient(ctx context.Context, self string) error {
 		return fmt.Errorf("pipe: %w", err)
 	}
 	defer out.Close()
-	n.orders, n.answers = orders, json.NewDecoder(answers)
+	n.orders, n.answers = orders, newAnswers(answers)
 	n.client, err = n.node.Start(ctx, n.groups[:1], lab.Output{In: in, Out: out, Err: os.Stderr}, self, "dial")
 	return err
 }
+
+func newAnswers(r io.Reader) *json.Decoder { return json.NewDecoder(r) }
 
 // begin gives the client an order and returns when its first attempt is over.
 func (n *node) begin(o dial.Order) (dial.Answer, error) {

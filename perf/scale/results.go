@@ -16,19 +16,20 @@ import (
 
 // Names of figures.
 const (
-	ColdStart    = "cold-start"         // execution to the last Service that answers, s
-	WarmReady    = "warm-ready"         // execution of a second agent to its readiness, s
-	WarmWrites   = "warm-writes"        // entries that it has written until then
-	WarmChange   = "warm-change"        // execution to what has changed meanwhile, s
-	AddEndpoint  = "event-endpoint"     // event that gives a Service its first endpoint, to the first connection, ms
-	AddService   = "event-service"      // events that make a Service and its endpoint, to the first connection, ms
-	Changes      = "changes"            // processor time while objects change, % of a processor
-	ChangesLast  = "changes-last"       // the last of these changes, to the first connection, ms
-	Memory       = "memory"             // of the program, without maps of the kernel, MB
-	MemoryPeak   = "memory-peak"        // the most that it was since it started, MB
-	MemoryMaps   = "memory-maps"        // of BPF maps, MB
-	MemoryKernel = "memory-kernel"      // of the kernel, for it and for the programs that it calls, MB
-	MemoryAfter  = "memory-after"       // Memory once more, when changes are over, MB
+	ColdStart    = "cold-start"     // execution to the last Service that answers, s
+	ColdReady    = "cold-ready"     // execution to the agent's readiness: it has written everything, s
+	WarmReady    = "warm-ready"     // execution of a second agent to its readiness, s
+	WarmWrites   = "warm-writes"    // entries that it has written until then
+	WarmChange   = "warm-change"    // execution to what has changed meanwhile, s
+	AddEndpoint  = "event-endpoint" // event that gives a Service its first endpoint, to the first connection, ms
+	AddService   = "event-service"  // events that make a Service and its endpoint, to the first connection, ms
+	Changes      = "changes"        // processor time while objects change, % of a processor
+	ChangesLast  = "changes-last"   // the last of these changes, to the first connection, ms
+	Memory       = "memory"         // of the program, without maps of the kernel, MB
+	MemoryPeak   = "memory-peak"    // the most that it was since it started, MB
+	MemoryMaps   = "memory-maps"    // of BPF maps, MB
+	MemoryKernel = "memory-kernel"  // of the kernel, for it and for the programs that it calls, MB
+	MemoryAfter  = "memory-after"   // Memory once more, when changes are over, MB
 )
 
 // Figure is one thing measured of one contender.
@@ -47,7 +48,7 @@ type Figure struct {
 // Results are all figures of a file.
 type Results struct {
 	Machine *bench.Machine `json:"machine"`
-	Figures []Figure `json:"figures"`
+	Figures []Figure       `json:"figures"`
 }
 
 // Read reads a file of results. One that is not there is empty.

@@ -46,8 +46,14 @@ type Options struct {
 	Say                    func(format string, args ...any)
 }
 
-// sampled is how many Services are tried again and again while a contender starts; the others follow.
-const sampled = 256
+// sampled is how many Services, chosen at random and the last one, are tried again and again while a
+// contender starts, and rest for how long between two rounds: that leaves the machine to the contender.
+// All others follow a moment after the sample.
+const (
+	sampled = 128
+	rest    = 15 * time.Millisecond
+	moment  = 100 * time.Millisecond
+)
 
 // run is a measurement of one contender with one size.
 type run struct {
@@ -153,7 +159,7 @@ func seconds(from, to int64) float64 { return float64(to-from) / 1e9 }
 
 // cold starts the contender on empty nodes. The last one stays, if all went well.
 func (r *run) cold(ctx context.Context) error {
-	var times []float64
+	var times, ready []float64
 	starts := 1
 	if slices.Contains(r.Parts, PartCold) {
 		starts = r.Starts[r.contender]
@@ -177,9 +183,19 @@ func (r *run) cold(ctx context.Context) error {
 			return nil
 		}
 		times = append(times, seconds(r.prog.started, at))
+		if r.contender == Lash {
+			at, _, _, err := r.prog.whenReady(ctx, r.Limit)
+			if err != nil {
+				return err
+			}
+			ready = append(ready, seconds(r.prog.started, at))
+		}
 	}
 	if slices.Contains(r.Parts, PartCold) {
 		r.figure(ColdStart, "s", nil, "", times...)
+		if r.contender == Lash {
+			r.figure(ColdReady, "s", nil, "", ready...)
+		}
 		return r.memory(ctx)
 	}
 	return nil
@@ -188,21 +204,26 @@ func (r *run) cold(ctx context.Context) error {
 // allAnswer waits until every Service answers and returns when the last one did: a sample is tried until
 // then, all others right after it.
 func (r *run) allAnswer(ctx context.Context) (int64, error) {
-	a, err := r.node.until(dial.Order{Addrs: r.addrs(sampled), Pause: 5 * time.Millisecond, Limit: r.Limit})
+	a, err := r.node.until(dial.Order{Addrs: r.addrs(sampled), Pause: rest, Limit: r.Limit})
 	if err != nil {
 		return 0, errors.Join(err, r.prog.whyEnded())
 	}
 	if a.Missing > 0 {
 		return 0, errors.Join(fmt.Errorf("%d of %d Services did not answer within %s", a.Missing, sampled, r.Limit), r.prog.whyEnded())
 	}
-	rest, err := r.node.until(dial.Order{Addrs: r.addrs(0), Pause: time.Millisecond, Limit: r.Limit})
+	select {
+	case <-time.After(moment):
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	others, err := r.node.until(dial.Order{Addrs: r.addrs(0), Pause: time.Millisecond, Limit: r.Limit})
 	switch {
 	case err != nil:
 		return 0, err
-	case rest.Missing > 0:
-		return 0, fmt.Errorf("%d of %d Services did not answer within %s", rest.Missing, r.size.Services, r.Limit)
-	case rest.Refused > 0:
-		return rest.Last, nil // the sample was too small to tell
+	case others.Missing > 0:
+		return 0, fmt.Errorf("%d of %d Services did not answer within %s", others.Missing, r.size.Services, r.Limit)
+	case others.Refused > 0:
+		return others.Last, nil // the sample was too small to tell
 	}
 	return a.Last, ctx.Err()
 }

@@ -196,4 +196,3 @@ func (s *Server) serveWatch(w http.ResponseWriter, r *http.Request, t target, f 
 		}
 	}
 }
-
