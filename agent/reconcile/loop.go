@@ -318,16 +318,16 @@ func (l *Loop[K, V]) sets(ctx context.Context, now time.Time, ready bool, asked 
 		if !l.due(k, now) {
 			continue
 		}
+		b, held := l.belief[k]
+		if held && !ready && !asked[k] {
+			continue
+		}
 		v, wanted := l.want(k)
 		if !wanted {
 			continue // deletes handles it
 		}
-		b, held := l.belief[k]
 		if held && l.equal(b, v) {
 			l.settle(k)
-			continue
-		}
-		if held && !ready && !asked[k] {
 			continue
 		}
 		if err := l.target.Set(ctx, k, v); err != nil {
