@@ -5,6 +5,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"maps"
 	"reflect"
 	"sync"
 	"time"
@@ -176,8 +177,7 @@ func typedFeed[L runtime.Object](resource string, c typedClient[L], fields strin
 	}
 }
 
-// mirror keeps the rows of a table equal to the objects of a resource. It touches no row that it
-// did not write.
+// mirror keeps the rows of a table equal to the objects of a resource.
 type mirror[K comparable, R any] struct {
 	db     *state.DB
 	table  *state.Table[K, R]
@@ -186,15 +186,20 @@ type mirror[K comparable, R any] struct {
 	synced func(w *state.WriteTxn)
 
 	mu   sync.Mutex
-	mine map[K]struct{}
+	mine map[K]struct{} // the rows that it wrote; nil: all of the table
 }
 
 func newMirror[K comparable, R any](db *state.DB, t *state.Table[K, R], source string, row func(any) (K, R, bool), key func(any) (K, bool)) *mirror[K, R] {
 	return &mirror[K, R]{
 		db: db, table: t, row: row, key: key,
 		synced: t.RegisterInitializer(source),
-		mine:   map[K]struct{}{},
 	}
+}
+
+// amongOthers has a mirror touch no row that it did not write.
+func (m *mirror[K, R]) amongOthers() *mirror[K, R] {
+	m.mine = map[K]struct{}{}
+	return m
 }
 
 func (m *mirror[K, R]) put(w *state.WriteTxn, obj any) {
@@ -205,17 +210,31 @@ func (m *mirror[K, R]) put(w *state.WriteTxn, obj any) {
 		}
 		return
 	}
-	m.mine[k] = struct{}{}
+	if m.mine != nil {
+		m.mine[k] = struct{}{}
+	}
 	if old, had := m.table.Get(k); !had || !reflect.DeepEqual(old, r) {
 		m.table.Insert(w, r)
 	}
 }
 
 func (m *mirror[K, R]) drop(w *state.WriteTxn, k K) {
-	if _, ok := m.mine[k]; ok {
+	if _, ok := m.mine[k]; ok || m.mine == nil {
 		delete(m.mine, k)
 		m.table.Delete(w, k)
 	}
+}
+
+// written are the keys of the rows that it wrote.
+func (m *mirror[K, R]) written() map[K]struct{} {
+	if m.mine != nil {
+		return maps.Clone(m.mine)
+	}
+	out := map[K]struct{}{}
+	for k := range m.table.All() {
+		out[k] = struct{}{}
+	}
+	return out
 }
 
 // Add implements cache.ReflectorStore.
@@ -248,10 +267,7 @@ func (m *mirror[K, R]) Replace(objs []any, _ string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.db.WriteTxn()
-	gone := make(map[K]struct{}, len(m.mine))
-	for k := range m.mine {
-		gone[k] = struct{}{}
-	}
+	gone := m.written()
 	for _, obj := range objs {
 		if k, ok := m.key(obj); ok {
 			delete(gone, k)

@@ -119,6 +119,33 @@ func TestRelistCommitsOnlyDifferences(t *testing.T) {
 	}
 }
 
+// TestMirrorAmongOthers: rows that another source has written stay when objects go and when all are
+// listed again; without other sources every row is that of an object.
+func TestMirrorAmongOthers(t *testing.T) {
+	ns := func(name string) any { return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}} }
+	for _, among := range []bool{false, true} {
+		tables := state.NewTables()
+		m := newMirror(tables.DB, tables.Namespaces, "test", namespaceRow, clusterKey)
+		if among {
+			m.amongOthers()
+		}
+		w := tables.DB.WriteTxn()
+		tables.Namespaces.Insert(w, state.Namespace{Name: "other"})
+		w.Commit()
+		for _, err := range []error{m.Replace([]any{ns("a"), ns("b")}, ""), m.Delete(ns("a")), m.Delete(ns("other")), m.Replace([]any{ns("c")}, "")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, ok := tables.Namespaces.Get("other"); ok != among {
+			t.Errorf("among others %v: the row of another is there: %v", among, ok)
+		}
+		if _, ok := tables.Namespaces.Get("c"); !ok || tables.Namespaces.Len() != map[bool]int{false: 1, true: 2}[among] {
+			t.Errorf("among others %v: %d rows", among, tables.Namespaces.Len())
+		}
+	}
+}
+
 func TestNetworkPoliciesAreCounted(t *testing.T) {
 	c := &counter{log: slog.New(slog.DiscardHandler)}
 	p := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}}

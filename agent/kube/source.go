@@ -74,7 +74,7 @@ func NewSource(c *Client, t *state.Tables, o SourceOptions) *Source {
 			newMirror(t.DB, t.EndpointSlices, "kubernetes", sliceRow, nameOf)),
 		typedFeed("pods", k.CoreV1().Pods(metav1.NamespaceAll), "spec.nodeName="+o.NodeName, &corev1.Pod{}, k,
 			newMirror(t.DB, t.Pods, "kubernetes", podRow, nameOf)),
-		dynamicFeed(d, ciliumio.Identities, "", newMirror(t.DB, t.Identities, "ciliumidentity", identityRow, identityKey)),
+		dynamicFeed(d, ciliumio.Identities, "", newMirror(t.DB, t.Identities, "ciliumidentity", identityRow, identityKey).amongOthers()),
 		typedFeed("networkpolicies", k.NetworkingV1().NetworkPolicies(metav1.NamespaceAll), "", &networkingv1.NetworkPolicy{}, k, s.count),
 	}
 	s.then = []*feed{dynamicFeed(d, ciliumio.Endpoints, "", s.ceps)}

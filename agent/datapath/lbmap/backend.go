@@ -53,7 +53,7 @@ func (b *backend) element() bpf.Backend {
 // acquire returns the backend of an endpoint and says whether nothing used it before. One that
 // went lately gets its number again, with a new generation: it may be somebody else by now.
 func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
-	b = t.byID[t.byAddr[e]] // nobody has number 0
+	b = t.byID.at(t.byAddr[e]) // nobody has number 0
 	if b != nil && !b.gone {
 		return b, false, nil
 	}
@@ -67,11 +67,12 @@ func (t *Target) acquire(e endpoint) (b *backend, isNew bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("backend number: %w", err)
 	}
-	if last := t.byID[id]; last != nil && t.byAddr[last.endpoint] == id {
+	if last := t.byID.at(id); last != nil && t.byAddr[last.endpoint] == id {
 		delete(t.byAddr, last.endpoint)
 	}
 	b = &backend{endpoint: e, id: id, gen: t.backends.at(id).Gen + 1}
-	t.byID[id], t.byAddr[e] = b, id
+	t.byAddr[e] = id
+	t.byID.put(id, b)
 	t.host.add(b)
 	return b, true, nil
 }
@@ -100,7 +101,7 @@ func (t *Target) dropOrphans() {
 	}
 	t.orphans = nil
 	for id := range t.ranges {
-		if t.owners[id] == nil {
+		if t.owners.at(id) == nil {
 			// What cannot be removed now is when the number is given out.
 			_ = t.keepRanges(id, nil)
 		}

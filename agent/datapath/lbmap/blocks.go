@@ -233,3 +233,22 @@ func (a *ids) put(id uint32, now time.Time) {
 	a.hold[id] = now
 	a.held.push(id, now)
 }
+
+// numbered are things by their numbers, with room for those that were given out so far.
+type numbered[T any] []*T
+
+// at is the thing with a number, nil if there is none.
+func (n numbered[T]) at(id uint32) *T {
+	if id >= uint32(len(n)) {
+		return nil
+	}
+	return n[id]
+}
+
+// put gives a number to a thing, or with nil to none.
+func (n *numbered[T]) put(id uint32, thing *T) {
+	if more := int(id) + 1 - len(*n); more > 0 {
+		*n = append(*n, make([]*T, more)...)
+	}
+	(*n)[id] = thing
+}

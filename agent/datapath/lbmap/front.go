@@ -229,13 +229,6 @@ func (t *Target) dropOutdated(id uint32, keep []entry) error {
 // holds says whether an element of map front leads to a number, or to none that we know.
 func (t *Target) holds(id uint32, k bpf.FrontKey) bool {
 	v, there := t.fronts[k]
-	return there && (v.SvcId == id || t.owner(v.SvcId) == nil)
+	return there && (v.SvcId == id || t.owners.at(v.SvcId) == nil)
 }
 
-// owner is the Service port with a number.
-func (t *Target) owner(id uint32) *record {
-	if id >= uint32(len(t.owners)) {
-		return nil
-	}
-	return t.owners[id]
-}

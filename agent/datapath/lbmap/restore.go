@@ -29,7 +29,8 @@ func (t *Target) restore() error {
 		if t.byAddr[b.endpoint] != 0 || !t.backendIDs.reserve(id) {
 			continue
 		}
-		t.byID[id], t.byAddr[b.endpoint] = b, id
+		t.byAddr[b.endpoint] = id
+		t.byID.put(id, b)
 		t.host.add(b)
 	}
 	t.host.rest()
@@ -57,7 +58,7 @@ func (t *Target) adoptAll(all []entry) {
 	heads := make([]int32, t.svcs.len) // by number: the last one
 	for i, e := range all {
 		id := e.val.SvcId
-		if id == 0 || id >= t.svcs.len || t.owners[id] != nil {
+		if id == 0 || id >= t.svcs.len || t.owners.at(id) != nil {
 			t.homeless(e)
 			continue
 		}
@@ -98,7 +99,8 @@ func (t *Target) adopt(id uint32, es []entry) {
 		return
 	}
 	r := &record{key: es[0].key, id: id, fronts: slices.Clone(es)}
-	t.records[r.key], t.owners[id] = r, r
+	t.records[r.key] = r
+	t.owners.put(id, r)
 	family := frontend(r.key)
 	s := t.svcs.at(id)
 	okFronts := t.adoptFronts(r)
@@ -160,7 +162,7 @@ func (t *Target) adoptList(r *record, ref uint64, family netip.Addr) (list, bool
 		if id >= t.backends.len {
 			return l, false
 		}
-		be := t.byID[id]
+		be := t.byID.at(id)
 		if be == nil || be.gone || be.proto != r.key.Proto || bpf.FromIP(be.ip).Is6() != family.Is6() {
 			return l, false
 		}

@@ -33,7 +33,7 @@ func (t *Target) Outlived(cookie uint64, peer netip.AddrPort) (bool, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.owner(v.SvcId)
+	r := t.owners.at(v.SvcId)
 	if t.closed || r != nil && r.damaged {
 		return false, nil
 	}

@@ -60,11 +60,11 @@ type Target struct {
 	backendIDs *ids
 
 	records  map[bpf.FrontKey]*record   // by primary frontend
-	owners   []*record                  // by number
+	owners   numbered[record]
 	fronts   map[bpf.FrontKey]bpf.Front // what map front holds
 	outdated map[uint32][]bpf.FrontKey  // what is to go from there, by number
 	ranges   map[uint32][]netip.Prefix  // what map srcrange holds, by number
-	byID     []*backend
+	byID     numbered[backend]
 	byAddr   map[endpoint]uint32
 	epoch    uint32
 
@@ -104,7 +104,6 @@ func open(m Maps, o Options, now func() time.Time) (*Target, error) {
 	}
 	t.blocks = newBlocks(t.slots.len*bpf.SlotsPerElem, slotGrain)
 	t.svcIDs, t.backendIDs = newIDs(t.svcs.len), newIDs(t.backends.len)
-	t.owners, t.byID = make([]*record, t.svcs.len), make([]*backend, t.backends.len)
 	if err := t.restore(); err != nil {
 		return nil, errors.Join(fmt.Errorf("restore services: %w", err), t.Close())
 	}
@@ -130,7 +129,7 @@ func (t *Target) ID(f state.Frontend) (uint32, bool) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.owner(t.fronts[key].SvcId); r != nil {
+	if r := t.owners.at(t.fronts[key].SvcId); r != nil {
 		return r.id, true
 	}
 	return 0, false
@@ -206,7 +205,7 @@ func (t *Target) judge() (out map[state.Frontend]state.Balance, known int) {
 func (t *Target) findStrays() {
 	var es []entry
 	for k, v := range t.fronts {
-		o := t.owner(v.SvcId)
+		o := t.owners.at(v.SvcId)
 		switch {
 		case o == nil && t.records[k] == nil:
 			es = append(es, entry{k, v})
@@ -255,7 +254,8 @@ func (t *Target) Set(_ context.Context, f state.Frontend, want state.Balance) er
 		return errors.Join(err, t.keepRanges(old.id, old.balance.SourceRanges))
 	}
 	t.publish(old, next, fresh)
-	t.records[key], t.owners[next.id] = next, next
+	t.records[key] = next
+	t.owners.put(next.id, next)
 	t.outdate(old, next.fronts)
 	if err := t.putFronts(next.fronts); err != nil {
 		if t.fronts[key].SvcId != next.id {
@@ -311,7 +311,7 @@ func (t *Target) remove(r *record) error {
 		return nil
 	}
 	t.publish(r, &record{key: r.key, id: r.id, table: r.table}, false)
-	t.owners[r.id] = nil
+	t.owners.put(r.id, nil)
 	t.svcIDs.put(r.id, t.now())
 	return nil
 }
