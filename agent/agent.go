@@ -176,6 +176,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.ready(); err != nil {
 		return err
 	}
+	background("memory", a.giveBackAtRest)
 	background("upgrade", func(ctx context.Context) error { return a.settle(ctx, probation, attach.AuditInterval) })
 	<-ctx.Done()
 	return cause(ctx, nil)

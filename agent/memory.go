@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,26 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"lash.internal/lash/agent/reconcile"
 )
 
 // steadyGC is how much garbage, in percent of what is in use, an agent lets come together once it has
 // started. It allocates little then: memory is worth more than the time of the collector.
 const steadyGC = 30
+
+// giveBackAtRest gives back once more when what a start leaves to do after it is done too.
+func (a *Agent) giveBackAtRest(ctx context.Context) error {
+	for _, c := range []*reconcile.Chain{a.svc.health, a.notes.chain} {
+		select {
+		case <-c.Synced():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	a.giveBack()
+	return nil
+}
 
 // giveBack returns to the node what a start takes and the long time after it does not need: freed
 // memory, and pages of the program file. Of the latter those that are used come again, mostly from the
