@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"lash.internal/lash/perf/report"
 	"lash.internal/lash/perf/stats"
 )
 
@@ -107,6 +108,9 @@ func (w row) cell(f Figure) string {
 		s := slices.Sorted(slices.Values(f.Values))
 		text += fmt.Sprintf(" (%s to %s, %d)", number(s[0]), number(s[n-1]), n)
 	}
+	if f.noisy() {
+		text += ", noisy"
+	}
 	if f.Failed != "" {
 		text += "; " + f.Failed
 	}
@@ -133,7 +137,7 @@ func Report(r *Results, path string) string {
 	var b strings.Builder
 	b.WriteString("<!-- scale -->\n## Programming the Services of large clusters\n\n")
 	fmt.Fprintf(&b, "Made by `make bench-scale`; every value is in `%s`.\n\n", path)
-	b.WriteString(`One list/watch stand-in of the API server feeds all contenders alike, over TLS on the loopback address of the
+	fmt.Fprintf(&b, `One list/watch stand-in of the API server feeds all contenders alike, over TLS on the loopback address of the
 node on which each of them works, alone, in namespaces of its own; stand-in, contender and client share the
 machine. The client is a process on the node that connects to ClusterIPs, backends are one veth pair away. A start
 counts from the execution of the program until the last Service has accepted a connection: 128 of them, chosen anew
@@ -141,8 +145,9 @@ each time, are tried every 20 ms, all others 0.1 s after the last of these. An e
 its bytes are written into the watch until the first connection, which is tried every 0.1 ms. Processor time
 is the program's and that of the programs that it calls, in user space and in the kernel; what the kernel does later,
 on its own, is in no figure. Figures are medians where nothing else is said, brackets hold the smallest and the
-largest value and their number. 1 MB is 10^6 bytes.
-`)
+largest value and their number. 1 MB is 10^6 bytes. A start takes as much longer on a busy machine as others take of
+its processors: figures are noisy if tasks waited for one during more than %.0f %% of the half second before a start.
+`, 100*report.MaxPressure)
 	for _, z := range r.sizes() {
 		fmt.Fprintf(&b, "\n### %d Services with %d endpoints each", z.Services, z.Endpoints)
 		if z.Ports > 1 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"lash.internal/lash/perf/bench"
+	"lash.internal/lash/perf/report"
 )
 
 // Names of figures.
@@ -40,10 +41,16 @@ type Figure struct {
 	Unit      string    `json:"unit"`
 	Values    []float64 `json:"values,omitempty"`
 	At        time.Time `json:"at"`
-	Note      string    `json:"note,omitempty"`
+	// Pressure is the largest share of the time in which tasks of others waited for a processor, right
+	// before one of the contender's starts; negative if the kernel does not tell.
+	Pressure float64 `json:"pressure"`
+	Note     string  `json:"note,omitempty"`
 	// Failed says why there are fewer values than wanted, or none.
 	Failed string `json:"failed,omitempty"`
 }
+
+// noisy says whether the machine was busy with other things.
+func (f Figure) noisy() bool { return f.Pressure > report.MaxPressure }
 
 // Results are all figures of a file.
 type Results struct {

@@ -11,11 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"lash.internal/lash/perf/process"
 	"lash.internal/lash/perf/scale/dial"
 	"lash.internal/lash/perf/scale/standin"
+	"lash.internal/lash/perf/stats"
 )
 
 // Parts of a run.
@@ -66,6 +68,7 @@ type run struct {
 	prog      *program
 	spare     int // Services without endpoints
 	used      int // of them
+	pressure  float64 // the most that others put on the processors right before a start
 }
 
 // Run measures and puts figures into results as they come; save is called after each contender and size.
@@ -83,9 +86,9 @@ func Run(ctx context.Context, o Options, results *Results, save func() error) er
 }
 
 func (r *run) figure(name, unit string, failed error, note string, values ...float64) {
-	f := Figure{Contender: r.contender, Size: r.size, Name: name, Unit: unit, Values: values, At: time.Now().UTC().Truncate(time.Second), Note: note}
+	f := Figure{Contender: r.contender, Size: r.size, Name: name, Unit: unit, Values: values, At: time.Now().UTC().Truncate(time.Second), Pressure: r.pressure, Note: note}
 	if failed != nil {
-		f.Failed = failed.Error()
+		f.Failed = strings.ReplaceAll(failed.Error(), "\n", "; ")
 	}
 	r.results.put(f)
 	text := fmt.Sprintf("%s, %s: %s", r.contender, r.size, name)
@@ -93,10 +96,37 @@ func (r *run) figure(name, unit string, failed error, note string, values ...flo
 		s := slices.Sorted(slices.Values(values))
 		text += fmt.Sprintf(" %.3f %s (%.3f to %.3f, %d values)", s[len(s)/2], unit, s[0], s[len(s)-1], len(s))
 	}
+	if f.noisy() {
+		text += ", noisy"
+	}
 	if f.Failed != "" {
 		text += ": " + f.Failed
 	}
 	r.Say("%s", text)
+}
+
+// watched is how long the machine is watched before a start.
+const watched = 500 * time.Millisecond
+
+// begin executes the contender on the node, which is idle until then: what keeps tasks waiting for a
+// processor right before is somebody else, and would be in the figures.
+func (r *run) begin(ctx context.Context) error {
+	from, err := stats.ReadClock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-time.After(watched):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	to, err := stats.ReadClock()
+	if err != nil {
+		return err
+	}
+	r.pressure = max(r.pressure, from.To(to).Pressure)
+	r.prog, err = r.start(ctx, r.node, r.contender)
+	return err
 }
 
 // all measures the parts that are asked for. A start is always made.
@@ -170,7 +200,7 @@ func (r *run) cold(ctx context.Context) error {
 		if r.node, err = newNode(ctx, r.api, r.Self); err != nil {
 			return err
 		}
-		if r.prog, err = r.start(ctx, r.node, r.contender); err != nil {
+		if err := r.begin(ctx); err != nil {
 			return err
 		}
 		at, err := r.allAnswer(ctx)
@@ -179,6 +209,7 @@ func (r *run) cold(ctx context.Context) error {
 				return ctx.Err()
 			}
 			r.figure(ColdStart, "s", err, "", times...)
+			r.Say("what it wrote last: %s", r.prog.log.last())
 			r.clear()
 			return nil
 		}
@@ -204,12 +235,13 @@ func (r *run) cold(ctx context.Context) error {
 // allAnswer waits until every Service answers and returns when the last one did: a sample is tried until
 // then, all others right after it.
 func (r *run) allAnswer(ctx context.Context) (int64, error) {
-	a, err := r.node.until(dial.Order{Addrs: r.addrs(sampled), Pause: rest, Limit: r.Limit})
+	sample := r.addrs(sampled)
+	a, err := r.node.until(dial.Order{Addrs: sample, Pause: rest, Limit: r.Limit})
 	if err != nil {
 		return 0, errors.Join(err, r.prog.whyEnded())
 	}
 	if a.Missing > 0 {
-		return 0, errors.Join(fmt.Errorf("%d of %d Services did not answer within %s", a.Missing, sampled, r.Limit), r.prog.whyEnded())
+		return 0, errors.Join(fmt.Errorf("%d of %d Services did not answer within %s", a.Missing, len(sample), r.Limit), r.prog.whyEnded())
 	}
 	select {
 	case <-time.After(moment):
@@ -301,8 +333,7 @@ func (r *run) warm(ctx context.Context) error {
 		if _, err := r.api.Put(sliceOf(i, r.size.Ports, r.size.Endpoints, 0)); err != nil {
 			return err
 		}
-		var err error
-		if r.prog, err = r.start(ctx, r.node, r.contender); err != nil {
+		if err := r.begin(ctx); err != nil {
 			return err
 		}
 		a, err := r.node.until(dial.Order{Addrs: []netip.AddrPort{vip(i)}, Pause: time.Millisecond, Limit: r.Limit})
@@ -328,9 +359,7 @@ func (r *run) again(ctx context.Context) error {
 	if err := r.prog.end(); err != nil {
 		return err
 	}
-	var err error
-	r.prog, err = r.start(ctx, r.node, r.contender)
-	return err
+	return r.begin(ctx)
 }
 
 // nextSpare is the number of a Service that has no endpoint yet.

@@ -144,6 +144,7 @@ func TestReport(t *testing.T) {
 	put(NFTables, ColdStart, "128 of 128 Services did not answer within 5m0s")
 	put(Lash, AddEndpoint, "", 1, 2, 3, 40)
 	put(IPTables, AddEndpoint, "ended after 1m0s", 1000, 2000)
+	r.put(Figure{Contender: Lash, Size: z, Name: WarmReady, Values: []float64{5.5}, Pressure: 0.9}) // with others at work
 	path := filepath.Join(t.TempDir(), "r.json")
 	if err := r.Write(path); err != nil {
 		t.Fatal(err)
@@ -160,6 +161,7 @@ func TestReport(t *testing.T) {
 		"P50 ms | 2 (1 to 40, 4) | 1000 (1000 to 2000, 2); ended after 1m0s | | at most 3: met |",
 		"| The same, P99 ms | 40 (1 to 40, 4) |",
 		"at most 15: missed",
+		"until ready, s | 5.50, noisy | | | at most 1: missed |",
 		"Kernel 6.18, 2 processors",
 	} {
 		if !strings.Contains(text, want) {

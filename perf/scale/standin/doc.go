@@ -4,7 +4,7 @@
 // likes, so that what programs a node can be measured without a cluster: node programs of all kinds get
 // the same objects, in the same way, from it.
 //
-//	Load, Put, Delete --> store --+--> lists    (JSON, protobuf)
+//	Put, Delete --------> store --+--> lists    (JSON, protobuf)
 //	POST, PUT, PATCH -----^       +--> watches  (with bookmarks, and with the whole set first if asked)
 //
 // It is a server of the kinds in kinds.go and nothing else: there is no admission, no defaulting, no

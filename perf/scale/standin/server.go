@@ -121,15 +121,6 @@ func (s *Server) Delete(obj runtime.Object) (*Change, error) {
 	return s.store.remove(k, acc.GetNamespace()+"/"+acc.GetName())
 }
 
-// Forget takes away all objects and their history. No watch may be open.
-func (s *Server) Forget() {
-	s.store.mu.Lock()
-	defer s.store.mu.Unlock()
-	for _, p := range s.store.parts {
-		p.objects, p.log, p.floor = map[string]*object{}, nil, s.store.version
-	}
-}
-
 // Fresh drops the history, so that what has been put so far is what is listed first and no event.
 func (s *Server) Fresh() {
 	s.store.mu.Lock()

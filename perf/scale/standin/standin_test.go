@@ -159,6 +159,28 @@ func TestInformers(t *testing.T) {
 	}
 }
 
+// TestFieldSelectors lists as kube-proxy and the agent do, and is told of what cannot be selected by.
+func TestFieldSelectors(t *testing.T) {
+	s, cfg := serve(t, Options{})
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	headless := service(1)
+	headless.Spec.ClusterIP = corev1.ClusterIPNone
+	put(t, s, headless)
+	put(t, s, service(2))
+	for selector, want := range map[string]int{"": 2, "spec.clusterIP!=None": 1, "metadata.name=s1": 1, "metadata.namespace=other": 0} {
+		list, err := client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{FieldSelector: selector})
+		if err != nil || len(list.Items) != want {
+			t.Errorf("%q: %d Services, %v; want %d", selector, len(list.Items), err, want)
+		}
+	}
+	if _, err := client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{FieldSelector: "spec.type=ClusterIP"}); !apierrors.IsBadRequest(err) {
+		t.Errorf("a field that is not indexed: %v", err)
+	}
+}
+
 // TestWatchThatIsTooOld asks for events that are no longer there, and for those since a version.
 func TestWatchThatIsTooOld(t *testing.T) {
 	s, cfg := serve(t, Options{})
