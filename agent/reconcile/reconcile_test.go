@@ -199,13 +199,18 @@ func TestAPartOfTheTruthReplacesNothing(t *testing.T) {
 		f, late := newFixture(), newFixture()
 		complete := late.table.RegisterInitializer("api")
 		s := newStore(map[string]int{"a": 3, "b": 7})
+		asked := map[string]int{}
 		run(t, Keyed("objects", s, func(k string) (int, bool) {
+			asked[k]++
 			v, ok := f.want(k)
 			more, _ := late.want(k)
 			return v + more, ok
 		}, f.feed(), late.feed()))
 		f.put(obj{"a", 1}, obj{"b", 1}, obj{"c", 1})
 		expect(t, s, map[string]int{"a": 3, "b": 7, "c": 1})
+		if asked["a"]+asked["b"] != 0 || asked["c"] == 0 {
+			t.Errorf("asked for %v before all was known: only c is of use then", asked)
+		}
 		late.put(obj{"a", 2})
 		w := late.db.WriteTxn()
 		complete(w)
