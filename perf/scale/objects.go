@@ -68,7 +68,7 @@ func vip(i int) netip.AddrPort { return netip.AddrPortFrom(serviceAddr(i), first
 func managed(by, fields string, at metav1.Time) []metav1.ManagedFieldsEntry {
 	return []metav1.ManagedFieldsEntry{{
 		Manager: by, Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", Time: &at, FieldsType: "FieldsV1",
-		FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)},
+		FieldsV1: metav1.NewFieldsV1(fields),
 	}}
 }
 

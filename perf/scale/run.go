@@ -66,8 +66,8 @@ type run struct {
 	results   *Results
 	node      *node
 	prog      *program
-	spare     int // Services without endpoints
-	used      int // of them
+	spare     int     // Services without endpoints
+	used      int     // of them
 	pressure  float64 // the most that others put on the processors right before a start
 }
 

@@ -231,4 +231,3 @@ func (t *Target) holds(id uint32, k bpf.FrontKey) bool {
 	v, there := t.fronts[k]
 	return there && (v.SvcId == id || t.owners.at(v.SvcId) == nil)
 }
-

@@ -59,7 +59,7 @@ type Target struct {
 	svcIDs     *ids
 	backendIDs *ids
 
-	records  map[bpf.FrontKey]*record   // by primary frontend
+	records  map[bpf.FrontKey]*record // by primary frontend
 	owners   numbered[record]
 	fronts   map[bpf.FrontKey]bpf.Front // what map front holds
 	outdated map[uint32][]bpf.FrontKey  // what is to go from there, by number

@@ -261,7 +261,7 @@ func TestWrites(t *testing.T) {
 	if _, err := s.Delete(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}); err == nil {
 		t.Error("a node was deleted twice")
 	}
-	if _, err := client.CoreV1().Endpoints("").List(ctx, metav1.ListOptions{}); !apierrors.IsNotFound(err) { //nolint:staticcheck // it is not there on purpose
+	if _, err := client.CoreV1().Endpoints("").List(ctx, metav1.ListOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("a kind that is not there: %v", err)
 	}
 	pods, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=n"})
