@@ -154,9 +154,12 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
 	background("addresses", a.svc.followAddresses)
 	background("tunnels", func(ctx context.Context) error { tunnels.Run(ctx); return nil })
-	for _, chain := range append(a.chains(), a.svc.health, a.notes.chain) {
-		background(chain.Name(), func(ctx context.Context) error { chain.Run(ctx); return nil })
+	follow := func(chains ...*reconcile.Chain) {
+		for _, c := range chains {
+			background(c.Name(), func(ctx context.Context) error { c.Run(ctx); return nil })
+		}
 	}
+	follow(a.chains()...)
 	a.setPhase(errors.New("waiting for the first full set of objects and for the kernel to hold it"))
 	for _, chain := range a.chains() {
 		select {
@@ -169,6 +172,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.putIntoService(ctx); err != nil {
 		return cause(ctx, err)
 	}
+	follow(a.svc.health, a.notes.chain) // what no packet waits for
 	background("conntrack", a.svc.collect)
 	background("sockets", a.svc.sockets.run)
 	background("pods", a.pods.Run)
