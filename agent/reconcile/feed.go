@@ -33,7 +33,7 @@ type tableFeed[K, RK comparable, R any] struct {
 
 func (f *tableFeed[K, RK, R]) Next() ([]K, <-chan struct{}) {
 	changes, wake := f.cursor.Next()
-	var dirty []K
+	dirty := make([]K, 0, len(changes))
 	for _, c := range changes {
 		dirty = append(dirty, f.prev[c.Key]...)
 		if c.Deleted {

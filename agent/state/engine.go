@@ -455,6 +455,9 @@ func (c *Cursor[K, R]) Next() ([]Change[K, R], <-chan struct{}) {
 	first := c.rev == 0
 	i := sort.Search(len(t.log), func(i int) bool { return t.log[i].rev > c.rev })
 	var out []Change[K, R]
+	if n := len(t.log) - i; n > 0 {
+		out = make([]Change[K, R], 0, n)
+	}
 	for _, l := range t.log[i:] {
 		e := t.rows[l.key]
 		if e.seq != l.seq || (first && e.deleted) {
