@@ -91,6 +91,20 @@ func plausible(t *testing.T, r Result) {
 	}
 }
 
+// TestStreamByCount sends a buffer that is far larger than the count, and than what the server reads at once:
+// all of it arrives, and the connection ends in order.
+func TestStreamByCount(t *testing.T) {
+	addr := serve(t, &Server{}, "127.0.0.1")
+	const size = maxSize
+	r, err := Measure(t.Context(), Options{Test: TCPStream, Server: addr, Count: 1, SendSize: size, RecvSize: 1000, CPU: -1, ServerCPU: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Bytes != size || r.ServerSaw != size {
+		t.Errorf("%d bytes, the server saw %d: want all %d", r.Bytes, r.ServerSaw, size)
+	}
+}
+
 func TestAll(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		addr := serve(t, &Server{}, host)
