@@ -376,3 +376,22 @@ func TestBadOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestStayAwake looks at what the kernel is told, and that it is for as long as it is wanted.
+func TestStayAwake(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "latency")
+	if _, err := stayAwake(file); err == nil || !strings.Contains(err.Error(), "keep the processors awake") {
+		t.Errorf("without the file: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("...."), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	release, err := stayAwake(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, make([]byte, 4)) {
+		t.Errorf("%v: %v, want a 32-bit 0 us", err, got)
+	}
+}

@@ -68,6 +68,11 @@ func (b *run) compareTools(ctx context.Context, groups []Group) error {
 		return fmt.Errorf("bare paths: %w", err)
 	}
 	defer l.Close()
+	if release, err := stayAwake(latencyFile); err == nil {
+		defer release()
+	} else if err := b.record(Record{Skipped: &Skipped{What: "The measuring program, with processors that do not sleep", Why: err.Error()}}); err != nil {
+		return err
+	}
 	var courses []*course
 	for _, test := range b.o.Tests {
 		for _, g := range groups {

@@ -175,7 +175,8 @@ func (r *report) group(g Group) {
 	if g.Tool != nil {
 		r.line("The same path, measured by each pair of our programs and the real ones. Ratios are to the last row: of netperf's")
 		r.line("RT_LATENCY, or of the rate of a one-way test, and of the processor time that the client takes for a transaction,")
-		r.line("or for 1024 bytes. Goals: a ratio of %.2f to %.2f, and at most %.2f of the processor time.\n", toolLow, toolHigh, toolTime)
+		r.line("or for 1024 bytes. Goals: a ratio of %.2f to %.2f, and at most %.2f of the processor time. The processors are kept from", toolLow, toolHigh, toolTime)
+		r.line("sleeping (`%s`): how deep they sleep, and how often something wakes them, is not a matter of the path.\n", latencyFile)
 	}
 	for _, t := range tests {
 		if g.Tool != nil {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -85,6 +86,7 @@ type Result struct {
 	RequestSize  int `json:"requestSize,omitempty"`
 	ResponseSize int `json:"responseSize,omitempty"`
 	SendSize     int `json:"sendSize,omitempty"`
+	RecvSize     int `json:"recvSize,omitempty"`
 	PortsTaken   int `json:"portsTaken,omitempty"` // local ports that were in use, TCP_CRR
 	// Errors counts the connections of TCP_CRR that failed, by what happened to them.
 	Errors map[string]int `json:"errors,omitempty"`
@@ -614,7 +616,7 @@ func (c *client) drop() {
 // withConnection runs one test on one connection, and ends it as the server expects: half a close,
 // then the server's.
 func (c *client) withConnection(test func() error) error {
-	fd, sendBuffer, _, e := openSocket(&c.local, false, &c.settings)
+	fd, sendBuffer, recvBuffer, e := openSocket(&c.local, false, &c.settings)
 	if e != 0 {
 		return sysError("open a socket", e)
 	}
@@ -623,6 +625,13 @@ func (c *client) withConnection(test func() error) error {
 	defer c.drop()
 	if c.sendSize = c.o.SendSize; c.sendSize == 0 {
 		c.sendSize = min(int(sendBuffer), maxSize)
+	}
+	if c.o.Test == TCPMaerts {
+		size := c.o.RecvSize
+		if size == 0 {
+			size = int(recvBuffer)
+		}
+		c.in = make([]byte, min(size, maxSize))
 	}
 	if e := connect(fd, &c.server); e != 0 {
 		return sysError("connect", e)
@@ -649,8 +658,8 @@ func (c *client) withConnection(test func() error) error {
 // stream sends until the time is over, and waits until the server has read it all.
 func (c *client) stream() error {
 	out := make([]byte, c.sendSize)
-	start := time.Now()
-	for c.moreToSend(start) {
+	over, start := alarm(c.o.Length)
+	for c.moreToSend(over) {
 		n, e := send(c.fd, out)
 		if e != 0 {
 			return sysError("send", e)
@@ -694,11 +703,11 @@ func (c *client) receive() error {
 }
 
 // moreToSend says whether a one-way test goes on.
-func (c *client) moreToSend(start time.Time) bool {
+func (c *client) moreToSend(over *atomic.Bool) bool {
 	if c.o.Count > 0 {
 		return c.bytes < uint64(c.o.Count)
 	}
-	return time.Since(start) < c.o.Length
+	return !over.Load()
 }
 
 // maxDatagram is what fits into one over either family, as netperf has it.
@@ -755,8 +764,8 @@ func (c *client) datagram() error {
 // streamDatagrams sends until the time is over. The kernel may have no room for one now and then.
 func (c *client) streamDatagrams() error {
 	out := make([]byte, c.sendSize)
-	start := time.Now()
-	for c.moreToSend(start) && !c.cable.isCut() {
+	over, start := alarm(c.o.Length)
+	for c.moreToSend(over) && !c.cable.isCut() {
 		n, e := sendTo(c.fd, out, &c.server)
 		if e == unix.ENOBUFS || e == unix.EAGAIN {
 			c.lost++
@@ -809,8 +818,9 @@ func (c *client) result(saw *Results, resp *Response) (Result, error) {
 	} else {
 		r.SendSize, r.Bytes, r.Sent, r.ServerSaw, r.RecvCalls = c.sendSize, c.bytes, saw.BytesSent, saw.BytesSent, c.calls
 		if c.o.Test == TCPMaerts {
-			r.SendSize = int(resp.SendSize)
+			r.SendSize, r.RecvSize = int(resp.SendSize), len(c.in)
 		} else {
+			r.RecvSize = int(resp.RecvSize)
 			// What counts is what has arrived.
 			r.Bytes, r.Sent, r.ServerSaw = saw.BytesReceived, c.bytes, saw.BytesReceived
 			r.SendCalls, r.RecvCalls = c.calls, 0

@@ -73,6 +73,14 @@ func TestCommands(t *testing.T) {
 	if lines := strings.Split(out, "\n"); err != nil || len(lines) != 7 || !strings.HasPrefix(lines[1], "Round ") || !strings.HasPrefix(lines[4], "usec/tran") {
 		t.Errorf("%v: %q", err, out)
 	}
+	out, err = run("-t TCP_STREAM -l -1000000 -P 0 -- -M 5000 -o REMOTE_RECV_SIZE,LOCAL_RECV_SIZE")
+	if err != nil || strings.TrimSpace(out) != "5000,0" {
+		t.Errorf("%v: %q, want what the server was asked to read at once", err, out)
+	}
+	out, err = run("-t TCP_MAERTS -l -1000000 -P 0 -- -M 5000 -o LOCAL_RECV_SIZE")
+	if err != nil || strings.TrimSpace(out) != "5000" {
+		t.Errorf("%v: %q, want what the client was asked to read at once", err, out)
+	}
 	out, err = run("-t TCP_STREAM -l -1000000 -c -C -P 0")
 	if err != nil || len(strings.Fields(out)) != 23 {
 		t.Errorf("%v: %q", err, out)

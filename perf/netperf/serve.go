@@ -383,10 +383,7 @@ func (r *run) receiveDatagrams() error {
 
 func (r *run) send(fd int) error {
 	var total, calls uint64
-	for start := time.Now(); ; {
-		if r.length > 0 && time.Since(start) >= r.length || r.units > 0 && total >= uint64(r.units) {
-			break
-		}
+	for over, _ := alarm(r.length); !over.Load() && (r.units == 0 || total < uint64(r.units)); {
 		n, e := send(fd, r.out)
 		if e == unix.EPIPE || e == unix.ECONNRESET {
 			break // the client has enough
