@@ -60,7 +60,7 @@ With --with-context other clusters are measured in the same rounds, so that they
 	fl.IntVar(&f.Ports, "ports-per-service", 2, "ports of each of these Services")
 	fl.StringSliceVar(&f.Sources, "from", []string{services.FromPod, services.FromNode}, "pod, node")
 	fl.BoolVar(&f.external, "from-external", false, "measure from a host outside the cluster too")
-	fl.StringSliceVar(&f.Ways, "paths", []string{services.NodePortLocal}, "node-port-local (of the server's node), node-port-remote, cluster-ip")
+	fl.StringSliceVar(&f.Ways, "paths", []string{services.NodePortLocal}, "node-port-local (of the server's node), node-port-remote, cluster-ip; to compare with: pod-ip, and host-ip (a server on the node's network)")
 	fl.StringSliceVar(&f.tests, "tests", []string{string(netperf.TCPCRR)}, "TCP_CRR, TCP_RR, UDP_RR")
 	fl.Float64Var(&f.Rate, "rate", 0, "transactions to begin in a second, late ones counted from when they were due (default: one after the other)")
 	fl.IntVar(&f.Samples, "samples", 5, "samples at each step; 6 make a 95 % interval")

@@ -43,11 +43,15 @@ const (
 	NodePortLocal  = "node-port-local"  // of the node that has the backend
 	NodePortRemote = "node-port-remote" // of the other node
 	ClusterIP      = "cluster-ip"       // not from outside
+
+	// Without a Service, to compare with.
+	PodIP  = "pod-ip"  // the server itself, not from outside
+	HostIP = "host-ip" // a server on the network of the same node, a routed path without a pod
 )
 
 var (
 	sources = []string{FromPod, FromNode, FromExternal}
-	ways    = []string{NodePortLocal, NodePortRemote, ClusterIP}
+	ways    = []string{NodePortLocal, NodePortRemote, ClusterIP, PodIP, HostIP}
 )
 
 // Options say what to measure.
@@ -248,18 +252,9 @@ func (g *ground) courses(o *Options, n int, programmed time.Duration) ([]*rounds
 			return nil, fmt.Errorf("%s: there is no host outside this cluster to measure from", g.Stage.Name)
 		}
 		for _, way := range ways {
-			if !slices.Contains(o.Ways, way) || way == ClusterIP && source == FromExternal {
+			to := g.to(way)
+			if !slices.Contains(o.Ways, way) || !to.Valid() || source == FromExternal && (way == ClusterIP || way == PodIP) {
 				continue
-			}
-			to := g.target.ToNodePort(g.node, g.family)
-			switch way {
-			case NodePortRemote:
-				if g.node.Name == g.other.Name {
-					continue
-				}
-				to = g.target.ToNodePort(g.other, g.family)
-			case ClusterIP:
-				to = g.target.ToClusterIP(g.family)
 			}
 			for _, t := range o.Tests {
 				out = append(out, &rounds.Course{
@@ -278,4 +273,27 @@ func (g *ground) courses(o *Options, n int, programmed time.Duration) ([]*rounds
 		}
 	}
 	return out, nil
+}
+
+// to is where a way ends; not valid where there is none, as from one node to another on a single one.
+func (g *ground) to(way string) stage.Target {
+	switch way {
+	case NodePortLocal:
+		return g.target.ToNodePort(g.node, g.family)
+	case NodePortRemote:
+		if g.node.Name != g.other.Name {
+			return g.target.ToNodePort(g.other, g.family)
+		}
+	case ClusterIP:
+		return g.target.ToClusterIP(g.family)
+	case PodIP:
+		return stage.ToPod(g.server, g.family)
+	case HostIP:
+		p := g.s.Pod(stage.HostOther)
+		if p == nil {
+			p = g.s.Pod(stage.HostLocal)
+		}
+		return stage.ToPod(p, g.family)
+	}
+	return stage.Target{}
 }

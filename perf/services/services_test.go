@@ -3,8 +3,10 @@
 package services
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,29 @@ func options(t *testing.T, names []string, clusters ...*stagetest.Cluster) Optio
 		o.Places = append(o.Places, Place{Stage: stage.Options{Name: names[i], Client: c.Client, Exec: c.Exec, Say: t.Logf}})
 	}
 	return o
+}
+
+// TestWithoutService measures the pod and its node beside the Service, from where they can be reached.
+func TestWithoutService(t *testing.T) {
+	c := clusterOf(t, stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, nil))
+	o := options(t, []string{"a"}, c)
+	o.Steps, o.Ways, o.Sources = []int{1}, []string{PodIP, HostIP}, []string{FromPod, FromExternal}
+	o.Places[0].External = &stage.Source{Name: "outside", Run: func(ctx context.Context, args ...string) ([]byte, error) {
+		var out bytes.Buffer
+		err := c.Exec(ctx, "outside", "outside", "", &out, io.Discard, args...)
+		return out.Bytes(), err
+	}}
+	rep, err := Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range rep.Series {
+		got = append(got, s.Scenario)
+	}
+	if want := "pod-to-pod-ip pod-to-host-ip external-to-host-ip"; strings.Join(got, " ") != want {
+		t.Errorf("%v, want %s", got, want)
+	}
 }
 
 // TestLadder climbs two clusters by turns.
