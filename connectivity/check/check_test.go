@@ -105,6 +105,17 @@ func TestBrokenPathsAreNamed(t *testing.T) {
 			"Node n1 does not reach node n2 over IPv4, without any pod in between",
 		},
 		{
+			"NodePorts not kept from processes",
+			func(c *fakeCluster) {
+				c.answer = func(_ Peer, p probe.Probe, r *probe.Result) {
+					if p.Proto == probe.Bind {
+						r.Error, r.Kind = "", ""
+					}
+				}
+			},
+			`node n1 to service echo-other-node NodePort@n1 over IPv4 (got an answer, expected "forbidden")`,
+		},
+		{
 			"route missing",
 			func(c *fakeCluster) {
 				c.answer = func(from Peer, p probe.Probe, r *probe.Result) {

@@ -358,6 +358,16 @@ func (c *fakeCluster) success(from Peer, p probe.Probe) probe.Result {
 		r.Seen = from.IPs[0].String() + ":1234"
 	}
 	port := portOf(p)
+	if p.Proto == probe.Bind {
+		for _, s := range list.Items {
+			for _, sp := range s.Spec.Ports {
+				if sp.NodePort != 0 && port == strconv.Itoa(int(sp.NodePort)) {
+					return refuse(probe.KindForbidden)
+				}
+			}
+		}
+		return r
+	}
 	if node != "" && port == "32000" {
 		r.Status, r.Text = 503, `{"localEndpoints":0}`
 		if node == "n1" {

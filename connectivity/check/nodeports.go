@@ -143,6 +143,43 @@ func hostToLoopbackNodePort() Scenario {
 	}
 }
 
+// keptNodePorts has processes of the nodes listen at NodePorts, which would never be asked.
+func keptNodePorts() Scenario {
+	return Scenario{
+		Test: testHosts, Name: "nodeport-bind-protection",
+		Skip: func(e *Env) string {
+			if e.Config["node-port-bind-protection"] == "false" {
+				return "processes of the nodes may bind NodePorts (nodePort.bindProtection=false)"
+			}
+			return needsKPR(e)
+		},
+		Actions: func(e *Env) (out []Action) {
+			for _, h := range e.Hosts {
+				at := e.nodePortAt(e.Echoes[0].Name, h)
+				_, tcp, udp := at.ports()
+				e.each(h, at, func(f int) {
+					for _, network := range []string{"tcp", "udp"} {
+						port := tcp
+						if network == "udp" {
+							port = udp
+						}
+						out = append(out,
+							Action{
+								From: h, To: at, Family: f, Title: "bind to the " + network + " port is forbidden", Expect: Expect{Kind: probe.KindForbidden},
+								Probe: probe.Probe{Proto: probe.Bind, Network: network, Target: at.target(f, port)},
+							},
+							Action{
+								From: h, To: h, Family: f, Title: "bind to another " + network + " port",
+								Probe: probe.Probe{Proto: probe.Bind, Network: network, Target: h.target(f, 0)},
+							})
+					}
+				})
+			}
+			return out
+		},
+	}
+}
+
 // outsideToNodePort asks every node for servers there and elsewhere.
 func outsideToNodePort() Scenario {
 	return Scenario{

@@ -40,7 +40,7 @@ func Scenarios() []Scenario {
 		toHostPort(testHosts, "host-to-hostport", PathHostNodePort, nil, hosts),
 		toHostPort(testNorthSouth, "outside-to-hostport", PathFromOutside, needsOutside, outside),
 		podToNodePort("pod-to-local-nodeport", true, nil), podToNodePort("pod-to-remote-nodeport", false, needsTwoHosts),
-		hostToNodePort(), hostToLoopbackNodePort(), outsideToNodePort(),
+		hostToNodePort(), hostToLoopbackNodePort(), keptNodePorts(), outsideToNodePort(),
 		localPolicyOutside(), localPolicyInside(), healthChecks(),
 		toAddresses(testExtra, "pod-to-loadbalancer", PathService, nil, clients),
 		toAddresses(testHosts, "host-to-loadbalancer", PathHostService, nil, hosts),

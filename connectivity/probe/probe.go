@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -40,6 +41,8 @@ const (
 	MTU  Proto = "mtu"  // what the route to Target takes; sends nothing
 	// Route is the entry of the main routing table that covers Target; sends nothing.
 	Route Proto = "route"
+	// Bind listens at Target for Network and ends at once; sends nothing.
+	Bind Proto = "bind"
 )
 
 // DefaultTimeout bounds one exchange of a probe that names no time of its own.
@@ -50,11 +53,11 @@ const DefaultTimeout = 5 * time.Second
 type Probe struct {
 	ID    string `json:"id,omitempty"` // echoed in the result
 	Proto Proto  `json:"proto"`
-	// Target is host:port for TCP and UDP, an address for ICMP, MTU and Route, an URL for HTTP and
+	// Target is host:port for TCP, UDP and Bind, an address for ICMP, MTU and Route, an URL for HTTP and
 	// the name to look up for DNS.
 	Target string `json:"target"`
 	// Server (DNS) is host:port of the name server, by default the first of /etc/resolv.conf;
-	// Network is udp or tcp, Type A or AAAA.
+	// Network is udp or tcp, of Bind too, Type A or AAAA.
 	Server  string `json:"server,omitempty"`
 	Network string `json:"network,omitempty"`
 	Type    string `json:"type,omitempty"`
@@ -170,8 +173,29 @@ func run(ctx context.Context, p Probe, res *Result, open *conns) error {
 		return err
 	case Route:
 		return runRoute(p, res)
+	case Bind:
+		return runBind(ctx, p)
 	}
-	return fmt.Errorf("unknown protocol %q: tcp, udp, icmp, http, dns, mtu or route", p.Proto)
+	return fmt.Errorf("unknown protocol %q: tcp, udp, icmp, http, dns, mtu, route or bind", p.Proto)
+}
+
+// runBind takes a port and gives it back.
+func runBind(ctx context.Context, p Probe) error {
+	var lc net.ListenConfig
+	var c io.Closer
+	var err error
+	switch p.Network {
+	case "tcp":
+		c, err = lc.Listen(ctx, p.Network, p.Target)
+	case "udp":
+		c, err = lc.ListenPacket(ctx, p.Network, p.Target)
+	default:
+		return fmt.Errorf("network %q: tcp or udp", p.Network)
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // hostOf returns the host of a host:port, or the text itself.

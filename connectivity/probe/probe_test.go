@@ -179,6 +179,23 @@ func TestRouteMTUAndPayloadFromIt(t *testing.T) {
 	}
 }
 
+func TestBind(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for _, c := range []struct{ network, target, want string }{
+		{"tcp", "127.0.0.1:0", ""}, {"udp", "127.0.0.1:0", ""},
+		{"tcp", ln.Addr().String(), "address already in use"}, {"sctp", "127.0.0.1:0", "tcp or udp"},
+	} {
+		r := Run(t.Context(), Probe{Proto: Bind, Network: c.network, Target: c.target})
+		if r.OK != (c.want == "") || !strings.Contains(r.Error, c.want) {
+			t.Errorf("%s %s: %+v, want %q", c.network, c.target, r, c.want)
+		}
+	}
+}
+
 func TestRoute(t *testing.T) {
 	res := Run(t.Context(), Probe{Proto: Route, Target: "127.0.0.1"})
 	if !res.OK || len(res.Answers) != 1 || !strings.Contains(res.Answers[0], "dev lo") {
