@@ -139,16 +139,17 @@ services-part = sed -i '/^<!-- \(services\|scale\) -->/,$$d' BENCHMARKS.md; \
 	for part in $(SERVICES).md $(SCALE).md; do if [ -e $$part ]; then cat $$part >>BENCHMARKS.md; fi; done
 
 .PHONY: bench-services
-bench-services: deps build ## New connections over the number of Services, three clusters by turns: Lash, kube-proxy iptables, nftables; LADDER='flags'
-	@trap 'for c in lash iptables nftables; do bin/lash cluster delete $(LADDERS)-$$c || true; done' EXIT; set -x; \
+bench-services: deps build ## New connections over the number of Services, four clusters by turns: Lash, with DSR, kube-proxy iptables, nftables; LADDER='flags'
+	@trap 'for c in lash dsr iptables nftables; do bin/lash cluster delete $(LADDERS)-$$c || true; done' EXIT; set -x; \
 	bin/lash image save bin/lash-image.tar; \
-	bin/lash cluster create $(LADDERS)-lash --workers 1; \
+	for c in lash dsr; do bin/lash cluster create $(LADDERS)-$$c --workers 1; done; \
 	bin/lash cluster create $(LADDERS)-iptables --workers 1 --cni ptp --kube-proxy iptables; \
 	bin/lash cluster create $(LADDERS)-nftables --workers 1 --cni ptp --kube-proxy nftables; \
-	for c in lash iptables nftables; do bin/lash cluster load-image bin/lash-image.tar --name $(LADDERS)-$$c; done; \
+	for c in lash dsr iptables nftables; do bin/lash cluster load-image bin/lash-image.tar --name $(LADDERS)-$$c; done; \
 	bin/lash install --context lash-$(LADDERS)-lash --wait --yes; \
-	bin/lash status --context lash-$(LADDERS)-lash --wait; \
-	bin/lash perf services --context lash-$(LADDERS)-lash --with-context lash-$(LADDERS)-iptables,lash-$(LADDERS)-nftables \
+	bin/lash install --context lash-$(LADDERS)-dsr --wait --yes --set loadBalancer.mode=dsr; \
+	for c in lash dsr; do bin/lash status --context lash-$(LADDERS)-$$c --wait; done; \
+	bin/lash perf services --context lash-$(LADDERS)-lash --with-context lash-$(LADDERS)-dsr,lash-$(LADDERS)-iptables,lash-$(LADDERS)-nftables \
 	  $(LADDER) -o json --svg $(SERVICES).svg >$(SERVICES).json; \
 	{ echo '<!-- services -->'; echo '## New connections over the number of Services'; echo; \
 	  echo 'Made by `make bench-services`; every sample is in `$(SERVICES).json`.'; echo; echo '![P50 over the number of Services]($(SERVICES).svg)'; echo; \
