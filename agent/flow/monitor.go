@@ -270,6 +270,9 @@ func (m *Monitor) podOf(addr string) string {
 		return ""
 	}
 	for _, ep := range m.tables.Endpoints.ByIndex("ip", addr) {
+		if ep.IsHealth() {
+			return ""
+		}
 		return ep.Pod.String()
 	}
 	a, err := netip.ParseAddr(addr)

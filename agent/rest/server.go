@@ -67,6 +67,7 @@ type Sources struct {
 	Settings    Settings
 	Tables      *state.Tables
 	Ready       func() error // nil error: the agent serves its node
+	Probe       func() api.Status // whether the dataplane carries packets
 	Warnings    func() []string
 	Attachments func() api.AttachmentStatus
 	Kubernetes  func() api.K8sStatus
