@@ -146,7 +146,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	a.events = flow.New(a.kernel.maps.Of("events"), a.kernel.maps.Of("evt_budget"), a.tables, a.kernel.setHeard, log)
 	background("events", a.events.Run)
 	background("api", a.serveAPI)
-	if err := a.restore(ctx); err != nil {
+	if err := a.restore(ctx, background); err != nil {
 		return err
 	}
 
@@ -180,7 +180,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.ready(); err != nil {
 		return err
 	}
-	a.followProbe(background)
+	background("datapath probe", a.runProbe)
 	background("memory", a.giveBackAtRest)
 	background("upgrade", func(ctx context.Context) error { return a.settle(ctx, probation, attach.AuditInterval) })
 	<-ctx.Done()
@@ -373,13 +373,20 @@ func (a *Agent) newPods(client *kube.Client) error {
 	return nil
 }
 
-// restore brings the rows of endpoints back: of the pods, then of the node's own.
-func (a *Agent) restore(ctx context.Context) error {
+// restore brings the rows of endpoints back: of the pods, then of the node's own, which answers from
+// here on.
+func (a *Agent) restore(ctx context.Context, background func(string, func(context.Context) error)) error {
 	if err := a.pods.Restore(ctx); err != nil {
 		return err
 	}
 	crash.At(crash.Restored)
-	return a.newProbe()
+	if err := a.newProbe(); err != nil {
+		return err
+	}
+	if a.probe != nil {
+		background("health endpoint", a.probe.answer)
+	}
+	return nil
 }
 
 // endpointsDir holds the files of endpoints.
@@ -430,5 +437,8 @@ func (a *Agent) Ready() error {
 	if err := a.serving(); err != nil {
 		return err
 	}
-	return a.probed()
+	if err := a.probed(); err != nil {
+		return fmt.Errorf("datapath probe: %w", err)
+	}
+	return nil
 }

@@ -89,12 +89,12 @@ func (p *probe) follow() (self health.Self, ok bool) {
 	return self, true
 }
 
-// followProbe has the endpoint answer and asks it, if there is one.
-func (a *Agent) followProbe(background func(string, func(context.Context) error)) {
-	if a.probe != nil {
-		background("health endpoint", a.probe.answer)
-		background("datapath probe", a.probe.Run)
+// runProbe asks the endpoint until ctx ends, if there is one.
+func (a *Agent) runProbe(ctx context.Context) error {
+	if a.probe == nil {
+		return nil
 	}
+	return a.probe.Run(ctx)
 }
 
 // answer is the far end of the endpoint, until ctx ends: what the kernel has made of the devices is

@@ -36,7 +36,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 			})
 		})
 	}
-	return serveAll(ctx, map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): rest.Health(a.Ready)})
+	return serveAll(ctx, map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): rest.Health(a.serving, a.Ready)})
 }
 
 // leaving says whether this node is about to be deleted.

@@ -146,21 +146,21 @@ func (s Self) answer(frame []byte) (reply []byte, ping, ok bool) {
 	if len(frame) < ethLen || [6]byte(frame[:6]) != s.MAC {
 		return nil, false, false
 	}
-	packet := frame[ethLen:]
 	var l4 []byte
-	switch binary.BigEndian.Uint16(frame[12:]) {
+	header := ethLen
+	switch packet := frame[ethLen:]; binary.BigEndian.Uint16(frame[12:]) {
 	case etherIPv4:
 		l4, ping, ok = s.answer4(packet)
-		reply = frame[:ethLen+ip4Len+len(l4)]
+		header += ip4Len
 	case etherIPv6:
 		l4, ping, ok = s.answer6(packet)
-		reply = frame[:ethLen+ip6Len+len(l4)]
+		header += ip6Len
 	}
 	if !ok {
 		return nil, false, false
 	}
 	swap(frame[:6], frame[6:12])
-	return reply, ping, true
+	return frame[:header+len(l4)], ping, true
 }
 
 func (s Self) answer4(p []byte) (l4 []byte, ping, ok bool) {

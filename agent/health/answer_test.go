@@ -134,6 +134,13 @@ func TestAnswer(t *testing.T) {
 		if n := p.NetworkLayer().NetworkFlow(); n.Src().String() != from.String() || n.Dst().String() != to.String() {
 			t.Errorf("%+v: from %s to %s", q, n.Src(), n.Dst())
 		}
+		for _, l := range p.Layers() {
+			if c, ok := l.(interface {
+				SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
+			}); ok {
+				_ = c.SetNetworkLayerForChecksum(p.NetworkLayer())
+			}
+		}
 		if err, bad := p.VerifyChecksums(); err != nil || len(bad) > 0 {
 			t.Errorf("%+v: checksums %+v, %v", q, bad, err)
 		}
@@ -174,7 +181,7 @@ func TestSilence(t *testing.T) {
 	if _, _, ok := only4.answer(question{v6: true}.bytes(t)); ok {
 		t.Error("IPv6 is answered without an address")
 	}
-	for _, q := range []question{{size: 9}, {v6: true, size: 9}, {echo: true}, {v6: true, echo: true}} {
+	for _, q := range []question{{size: 49}, {v6: true, size: 49}, {echo: true, size: 49}, {v6: true, echo: true, size: 49}} {
 		whole := q.bytes(t)
 		for n := range whole {
 			if _, _, ok := self.answer(bytes.Clone(whole[:n])); ok {

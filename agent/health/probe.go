@@ -53,9 +53,9 @@ func (p *Probe) Err() error {
 	defer p.mu.Unlock()
 	switch {
 	case p.last.IsZero():
-		return errors.New("the datapath probe has no answer yet")
+		return errors.New("no answer yet")
 	case p.cause != nil:
-		return fmt.Errorf("the datapath probe is failing since %s: %w", p.since.UTC().Format(time.RFC3339), p.cause)
+		return fmt.Errorf("failing since %s: %w", p.since.UTC().Format(time.RFC3339), p.cause)
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func TestProbeFailsAndRecovers(t *testing.T) {
 		time.Sleep(Patience)
 		synctest.Wait()
 		began := time.Now().UTC().Format(time.RFC3339)
-		want := "the datapath probe is failing since " + began + ": no answer from 10.244.1.253 over lxc_health"
+		want := "failing since " + began + ": no answer from 10.244.1.253 over lxc_health"
 		if err := p.Err(); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}

@@ -50,7 +50,7 @@ type Source struct {
 	writes *writers
 
 	routers, healthIPs atomic.Pointer[[]netip.Addr]
-	ready   atomic.Bool
+	ready              atomic.Bool
 }
 
 // NewSource registers the Source as initializer of every table it fills.
