@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/net/bpf"
 
 	"lash.internal/lash/agent/api"
+	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
 	"lash.internal/lash/agent/health"
@@ -59,10 +61,14 @@ func (a *Agent) newProbe() error {
 	if err != nil {
 		return fmt.Errorf("number of the health endpoint: %w", err)
 	}
-	p := &probe{
-		a: a, number: number,
-		Probe: &health.Probe{Targets: addrs, Ask: health.Ask(a.pool.Routers()), Log: a.log},
-	}
+	p := &probe{a: a, number: number}
+	ask := health.Ask(a.pool.Routers())
+	p.Probe = &health.Probe{Targets: addrs, Log: a.log, Ask: func(ctx context.Context, to netip.Addr) error {
+		if err := ask(ctx, to); err != nil {
+			return err
+		}
+		return p.passed()
+	}}
 	p.follow()
 	a.mu.Lock()
 	a.probe = p
@@ -95,6 +101,20 @@ func (a *Agent) runProbe(ctx context.Context) error {
 		return nil
 	}
 	return a.probe.Run(ctx)
+}
+
+// passed says whether an answer has come through the programs: with none on the device the kernel's own
+// routes lead to the endpoint and back. What cannot be found out is no failure.
+func (p *probe) passed() error {
+	row, _ := p.a.tables.Endpoints.Get(p.number)
+	for _, h := range podHooks(row) {
+		want, ok := p.a.hook(h)
+		seen, err := attach.OnDevice(h)
+		if ok && err == nil && p.a.judge(api.Attachment{}, want, seen, nil).State == api.AttachmentMissing {
+			return fmt.Errorf("it answers, but past the programs: %s is not on %s", want.Name, row.IfName)
+		}
+	}
+	return nil
 }
 
 // answer is the far end of the endpoint, until ctx ends: what the kernel has made of the devices is

@@ -8,12 +8,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	nl "github.com/vishvananda/netlink"
 
 	"lash.internal/lash/agent/config"
+	"lash.internal/lash/agent/datapath/attach"
 	"lash.internal/lash/agent/datapath/dump"
 	"lash.internal/lash/agent/datapath/maps"
 	"lash.internal/lash/agent/datapath/netlink"
@@ -53,7 +55,8 @@ func TestProbeAsksThroughThePrograms(t *testing.T) {
 	}
 	device := own(state.HealthDevice)
 	n := startAgent(t, root, device.Index, "1", false, false)
-	defer n.stop()
+	end := sync.OnceFunc(n.stop)
+	defer end()
 	self := health.NewSelf(own(state.HealthPeer), pool.Health())
 	row := self.Row(1, device)
 	tx := n.tables.DB.WriteTxn()
@@ -133,6 +136,20 @@ func TestProbeAsksThroughThePrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	good("known again")
+
+	// Without its programs the kernel's routes would do.
+	n.probe = &probe{a: n.Agent, number: 1}
+	if err := n.probe.passed(); err != nil {
+		t.Errorf("attached: %v", err)
+	}
+	end()
+	if err := attach.Clean(root); err != nil {
+		t.Fatal(err)
+	}
+	good("without programs")
+	if err := n.probe.passed(); err == nil || !strings.Contains(err.Error(), "past the programs: pod_from is not on lxc_health") {
+		t.Errorf("without programs: %v", err)
+	}
 	stop()
 	if err := <-served; err != nil {
 		t.Error(err)

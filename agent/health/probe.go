@@ -144,7 +144,7 @@ func (p *Probe) persist(ctx context.Context, to netip.Addr) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w from %s over %s", errSilent, to, state.HealthDevice)
 	}
-	return fmt.Errorf("%s over %s cannot be asked: %w", to, state.HealthDevice, err)
+	return fmt.Errorf("asking %s over %s: %w", to, state.HealthDevice, err)
 }
 
 // Ask sends a UDP datagram with a number to Port of an address, from one of the node's own addresses, and

@@ -117,7 +117,7 @@ func TestProbeFailsAndRecovers(t *testing.T) {
 		n.set(func() { n.err[self.IPv6] = errors.New("connect: network is unreachable") })
 		time.Sleep(Again + Tries*Patience)
 		synctest.Wait()
-		want += "; fd00:10:244:1::fffd over lxc_health cannot be asked: connect: network is unreachable"
+		want += "; asking fd00:10:244:1::fffd over lxc_health: connect: network is unreachable"
 		if err := p.Err(); err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
@@ -153,7 +153,7 @@ func TestProbeFailsFromTheStart(t *testing.T) {
 		time.Sleep(Tries * Patience)
 		synctest.Wait()
 		err := p.Err()
-		if err == nil || !strings.Contains(err.Error(), "10.244.1.253 over lxc_health cannot be asked: a; ") {
+		if err == nil || !strings.Contains(err.Error(), "asking 10.244.1.253 over lxc_health: a; ") {
 			t.Errorf("%v", err)
 		}
 	})
