@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -190,7 +191,10 @@ func (a *Agent) probeStatus() api.Status {
 	case p == nil:
 		return api.Status{State: api.StateWarning, Msg: "the agent is not that far yet"}
 	}
-	if err := p.Err(); err != nil {
+	switch err := p.Err(); {
+	case errors.Is(err, health.ErrPending):
+		return api.Status{State: api.StateWarning, Msg: err.Error()}
+	case err != nil:
 		return api.Status{State: api.StateFailure, Msg: err.Error()}
 	}
 	return api.Status{State: api.StateOk, Msg: p.Text()}

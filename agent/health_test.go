@@ -181,7 +181,7 @@ func TestProbeDecidesReadiness(t *testing.T) {
 	if err := a.serving(); err != nil {
 		t.Errorf("the node is not served: %v", err)
 	}
-	if s := a.probeStatus(); s.State != "Failure" {
+	if s := a.probeStatus(); s.State != "Warning" {
 		t.Errorf("status before the first answer: %+v", s)
 	}
 	a.setPhase(errors.New("waiting"))

@@ -28,6 +28,9 @@ const (
 	Tries    = 3
 )
 
+// ErrPending is the error of a probe that has just begun.
+var ErrPending = errors.New("no answer yet")
+
 // errSilent is why an address that can be sent to has failed.
 var errSilent = errors.New("no answer")
 
@@ -53,7 +56,7 @@ func (p *Probe) Err() error {
 	defer p.mu.Unlock()
 	switch {
 	case p.last.IsZero():
-		return errors.New("no answer yet")
+		return ErrPending
 	case p.cause != nil:
 		return fmt.Errorf("failing since %s: %w", p.since.UTC().Format(time.RFC3339), p.cause)
 	}
