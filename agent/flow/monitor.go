@@ -269,11 +269,11 @@ func (m *Monitor) podOf(addr string) string {
 	if m.tables == nil {
 		return ""
 	}
-	for _, ep := range m.tables.Endpoints.ByIndex("ip", addr) {
-		if ep.IsHealth() {
+	if eps := m.tables.Endpoints.ByIndex("ip", addr); len(eps) > 0 {
+		if eps[0].IsHealth() {
 			return ""
 		}
-		return ep.Pod.String()
+		return eps[0].Pod.String()
 	}
 	a, err := netip.ParseAddr(addr)
 	if err != nil {

@@ -102,8 +102,15 @@ func (q question) bytes(t *testing.T) []byte {
 
 func TestAnswer(t *testing.T) {
 	for _, q := range []question{
-		{size: 16}, {size: 15}, {size: 0}, {v6: true, size: 16}, {v6: true, size: 15},
-		{echo: true, size: 56}, {echo: true, size: 33}, {v6: true, echo: true, size: 56}, {v6: true, echo: true, size: 33},
+		{size: 16},
+		{size: 15},
+		{size: 0},
+		{v6: true, size: 16},
+		{v6: true, size: 15},
+		{echo: true, size: 56},
+		{echo: true, size: 33},
+		{v6: true, echo: true, size: 56},
+		{v6: true, echo: true, size: 33},
 	} {
 		frame := append(q.bytes(t), 0, 0, 0) // as padded by a device
 		if !q.echo {
@@ -169,9 +176,16 @@ func TestAnswer(t *testing.T) {
 func TestSilence(t *testing.T) {
 	other := netip.MustParseAddr("10.244.1.252")
 	for _, q := range []question{
-		{mac: net.HardwareAddr{2, 0, 0, 0, 0, 8}}, {mac: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}},
-		{dst: other}, {v6: true, dst: netip.MustParseAddr("ff02::1")}, {port: 53}, {v6: true, port: 53},
-		{echo: true, code: 1}, {frag: true}, {options: true}, {echo: true, options: true},
+		{mac: net.HardwareAddr{2, 0, 0, 0, 0, 8}},
+		{mac: net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}},
+		{dst: other},
+		{v6: true, dst: netip.MustParseAddr("ff02::1")},
+		{port: 53},
+		{v6: true, port: 53},
+		{echo: true, code: 1},
+		{frag: true},
+		{options: true},
+		{echo: true, options: true},
 	} {
 		if _, _, ok := self.answer(q.bytes(t)); ok {
 			t.Errorf("%+v is answered", q)
