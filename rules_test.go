@@ -100,7 +100,7 @@ func TestRootFolders(t *testing.T) {
 
 // TestDependencyRule holds imports to one direction.
 func TestDependencyRule(t *testing.T) {
-	features := []string{"agent/identity", "agent/ipam", "agent/policy", "agent/service", "agent/node", "agent/cni"}
+	features := []string{"agent/identity", "agent/ipam", "agent/policy", "agent/service", "agent/node", "agent/cni", "agent/health"}
 	type rule struct {
 		why    string
 		in     func(p string) bool // where it holds

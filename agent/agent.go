@@ -56,6 +56,7 @@ type Agent struct {
 	events    *flow.Monitor
 	svc       *services
 	notes     *notes
+	probe     *probe // nil: there is none, or not yet
 
 	flowsMove atomic.Bool // out of a table of before, which is not purged
 
@@ -145,10 +146,9 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	a.events = flow.New(a.kernel.maps.Of("events"), a.kernel.maps.Of("evt_budget"), a.tables, a.kernel.setHeard, log)
 	background("events", a.events.Run)
 	background("api", a.serveAPI)
-	if err := a.pods.Restore(ctx); err != nil {
+	if err := a.restore(ctx, background); err != nil {
 		return err
 	}
-	crash.At(crash.Restored)
 
 	// Loops: from here on the kernel follows the tables.
 	background("own devices", func(ctx context.Context) error { return a.kernel.devices.Run(ctx, a.auditAll) })
@@ -180,6 +180,7 @@ func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err := a.ready(); err != nil {
 		return err
 	}
+	background("datapath probe", a.runProbe)
 	background("memory", a.giveBackAtRest)
 	background("upgrade", func(ctx context.Context) error { return a.settle(ctx, probation, attach.AuditInterval) })
 	<-ctx.Done()
@@ -244,7 +245,15 @@ func (a *Agent) learn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("addresses of restored endpoints: %w", err)
 	}
-	a.pool.TakeSNAT(have, pods)
+	asked, err := netlink.HealthAddrs()
+	if err != nil {
+		return fmt.Errorf("addresses of %s: %w", netlink.HealthDevice, err)
+	}
+	a.pool.TakeSNAT(have, slices.Concat(pods, asked))
+	if a.cfg.EndpointHealthChecking {
+		a.pool.TakeHealth(asked, pods)
+	}
+	a.source.SetHealthIPs(a.pool.Health()...)
 	a.source.SetRouterIPs(a.pool.Own()...)
 	a.log.Info("node", "name", a.node.Name, "addresses", a.node.InternalIPs, "podCIDRs", cidrs)
 	a.setPhase(errors.New("loading programs"))
@@ -364,6 +373,22 @@ func (a *Agent) newPods(client *kube.Client) error {
 	return nil
 }
 
+// restore brings the rows of endpoints back: of the pods, then of the node's own, which answers from
+// here on.
+func (a *Agent) restore(ctx context.Context, background func(string, func(context.Context) error)) error {
+	if err := a.pods.Restore(ctx); err != nil {
+		return err
+	}
+	crash.At(crash.Restored)
+	if err := a.newProbe(); err != nil {
+		return err
+	}
+	if a.probe != nil {
+		background("health endpoint", a.probe.answer)
+	}
+	return nil
+}
+
 // endpointsDir holds the files of endpoints.
 func (a *Agent) endpointsDir() string { return filepath.Join(a.cfg.StateDir, "endpoints") }
 
@@ -400,9 +425,20 @@ func (a *Agent) setPhase(err error) {
 	a.phase = err
 }
 
-// Ready returns nil when the agent serves its node, else what it waits for.
-func (a *Agent) Ready() error {
+// serving returns nil when the agent serves its node, else what it waits for.
+func (a *Agent) serving() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.phase
+}
+
+// Ready returns nil when the agent serves its node and the dataplane has been seen to carry packets.
+func (a *Agent) Ready() error {
+	if err := a.serving(); err != nil {
+		return err
+	}
+	if err := a.probed(); err != nil {
+		return fmt.Errorf("datapath probe: %w", err)
+	}
+	return nil
 }

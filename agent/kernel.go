@@ -239,6 +239,7 @@ func (k *kernel) openDevices(self state.Node, pool *ipam.Pool) error {
 	k.devices, err = netlink.NewKeeper(k.tables, netlink.Plan{
 		IPv4: k.cfg.IPv4, IPv6: k.cfg.IPv6, Addrs: pool.Own(),
 		UnderlayMTU: k.underlayMTU, Tunnel: k.cfg.Tunnel, TunnelPort: k.cfg.TunnelPort,
+		Health: len(pool.Health()) > 0,
 	}, k.sysctls, k.log)
 	return err
 }

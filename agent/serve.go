@@ -31,12 +31,12 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 	defer stop()
 	if a.cfg.KubeProxyReplacement && a.cfg.KubeProxyHealthzAddr != "" {
 		wg.Go(func() {
-			rest.ServePatiently(ctx, a.cfg.KubeProxyHealthzAddr, rest.ProxyHealth(a.Ready, a.leaving), func(err error) {
+			rest.ServePatiently(ctx, a.cfg.KubeProxyHealthzAddr, rest.ProxyHealth(a.serving, a.leaving), func(err error) {
 				a.log.Warn("nothing answers in place of kube-proxy's healthz yet: free the address, or choose another with kube-proxy-replacement-healthz-bind-address", "error", err)
 			})
 		})
 	}
-	return serveAll(ctx, map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): rest.Health(a.Ready)})
+	return serveAll(ctx, map[string]http.Handler{net.JoinHostPort("127.0.0.1", strconv.Itoa(int(a.cfg.HealthPort))): rest.Health(a.serving, a.Ready)})
 }
 
 // leaving says whether this node is about to be deleted.
@@ -75,7 +75,7 @@ func (a *Agent) serveAPI(ctx context.Context) error {
 	readable := dump.New(a.kernel.maps.All())
 	readable.MaglevSize = a.kernel.constant.MaglevSize
 	srv := rest.New(rest.Sources{
-		Settings: a.settings(), Tables: a.tables, Ready: a.Ready, Warnings: a.warnings, Attachments: a.attachments,
+		Settings: a.settings(), Tables: a.tables, Ready: a.serving, Probe: a.probeStatus, Warnings: a.warnings, Attachments: a.attachments,
 		Kubernetes: a.kubernetes, IPAM: a.ipam, CNIFile: a.cniFile, Datapath: a.datapath,
 		Controllers: a.controllers, NetworkPolicies: a.source.NetworkPolicies, Maps: readable, Traffic: readable.Traffic,
 		KubeProxyReplacement: a.kubeProxyReplacement, FlushFlows: a.svc.flush,
@@ -184,7 +184,7 @@ func (a *Agent) attachments() api.AttachmentStatus {
 
 // cniFile says where the runtime's configuration is.
 func (a *Agent) cniFile() api.Status {
-	switch err := a.Ready(); {
+	switch err := a.serving(); {
 	case a.cfg.CNIConfPath == "":
 		return api.Status{State: api.StateDisabled, Msg: "the CNI configuration is not managed by the agent"}
 	case err != nil:

@@ -73,7 +73,7 @@ func newServices(a *Agent) (*services, error) {
 		a.log.Info("Services are left to kube-proxy: kube-proxy-replacement is false")
 	}
 	sockets := socketEnder{list: netlink.ConnectedUDP, outlived: target.Outlived, left: target.Left, log: a.log}
-	answers := rest.NewHealthChecks(a.Ready)
+	answers := rest.NewHealthChecks(a.serving)
 	health := reconcile.Keyed("health-checks", answers, v.HealthCheck,
 		reconcile.Via(reconcile.FromTable(t.Services, v.HealthPorts), v.HealthCheckAt),
 		reconcile.Via(reconcile.FromTable(t.EndpointSlices, v.HealthPortsOfSlice), v.HealthCheckAt),

@@ -120,7 +120,11 @@ func (a *Agent) deviceAttachments() []api.Attachment {
 	}
 	for _, e := range a.tables.Endpoints.All() {
 		if e.State == state.EndpointReady {
-			add(podHooks(e), e.IfName, e.Pod.String())
+			owner := e.Pod.String()
+			if e.IsHealth() {
+				owner = ""
+			}
+			add(podHooks(e), e.IfName, owner)
 		}
 	}
 	var out []api.Attachment

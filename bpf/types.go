@@ -79,6 +79,7 @@ type (
 // Flags of Ep.
 const (
 	EPNoSpoofCheck uint32 = uint32(typesEpFlagEP_NO_SPOOF_CHECK)
+	EPPeerHere     uint32 = uint32(typesEpFlagEP_PEER_HERE)
 )
 
 // Kinds of Addr.

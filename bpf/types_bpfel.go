@@ -286,6 +286,7 @@ type typesEpFlag uint32
 
 const (
 	typesEpFlagEP_NO_SPOOF_CHECK typesEpFlag = 1
+	typesEpFlagEP_PEER_HERE      typesEpFlag = 2
 )
 
 type typesEvent struct {

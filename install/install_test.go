@@ -526,7 +526,7 @@ func TestServiceValues(t *testing.T) {
 	w := world{objects: []runtime.Object{node("n", "172.16.0.1")}}
 	const all = "{loadBalancer: {mode: hybrid, algorithm: maglev, dsrDispatch: vxlan, acceleration: disabled, serviceTopology: true}, maglev: {tableSize: 251, hashSeed: MTIzNDU2Nzg5MDEy}, " +
 		"nodePort: {enabled: true, range: '30000,31000', addresses: [192.0.2.0/24, '2001:db8::/32'], bindProtection: false, autoProtectPortRange: false, enableHealthCheck: false}, " +
-		"hostPort: {enabled: true}, externalIPs: {enabled: true}, sessionAffinity: true, svcSourceRangeCheck: false, kubeProxyReplacementHealthzBindAddr: '', kubeProxyReplacement: true}"
+		"hostPort: {enabled: true}, externalIPs: {enabled: true}, sessionAffinity: true, svcSourceRangeCheck: false, endpointHealthChecking: {enabled: false}, kubeProxyReplacementHealthzBindAddr: '', kubeProxyReplacement: true}"
 	said, p, err := w.plan(t, all)
 	if err != nil {
 		t.Fatal(err)
@@ -535,7 +535,7 @@ func TestServiceValues(t *testing.T) {
 		`bpf-lb-mode: "hybrid"`, `bpf-lb-algorithm: "maglev"`, `bpf-lb-dsr-dispatch: "vxlan"`, `bpf-lb-maglev-table-size: "251"`, `bpf-lb-maglev-hash-seed: "MTIzNDU2Nzg5MDEy"`,
 		`node-port-range: "30000,31000"`, `nodeport-addresses: "192.0.2.0/24 2001:db8::/32"`, `node-port-bind-protection: "false"`,
 		`enable-auto-protect-node-port-range: "false"`, `enable-health-check-nodeport: "false"`, `enable-node-port: "true"`, `enable-svc-source-range-check: "false"`,
-		`kube-proxy-replacement-healthz-bind-address: ""`,
+		`kube-proxy-replacement-healthz-bind-address: ""`, `enable-endpoint-health-checking: "false"`,
 	} {
 		if !strings.Contains(p.Manifest, line+"\n") {
 			t.Errorf("manifest lacks %s", line)

@@ -424,6 +424,7 @@ func (g *gather) judgeAgent(pod string, st *api.StatusResponse) {
 		}
 	}
 	judge("agent", st.Cilium)
+	judge("datapath probe", st.DatapathProbe)
 	judge("CNI configuration", st.CNIFile)
 	judge("kvstore", st.Kvstore)
 	if k := st.Kubernetes; k != nil {

@@ -30,6 +30,7 @@ type StatusResponse struct {
 	Controllers           []Controller          `json:"controllers,omitempty"`
 	Datapath              *DatapathStatus       `json:"datapath,omitempty"`
 	DatapathMode          string                `json:"datapath-mode,omitempty"`
+	DatapathProbe         *Status               `json:"datapath-probe,omitempty"`
 	ConfiguredMode        string                `json:"configured-datapath-mode,omitempty"`
 	Encryption            *EncryptionStatus     `json:"encryption,omitempty"`
 	HostFirewall          *HostFirewall         `json:"host-firewall,omitempty"`
@@ -62,7 +63,7 @@ type AttachmentStatus struct {
 	Behind  int `json:"behind"`
 	Foreign int `json:"foreign"`
 	// Repairs counts hooks that had lost their program and got it back, DeviceRepairs the times
-	// that cilium_host, cilium_net or cilium_vxlan had to be made right, since the agent started.
+	// that one of the node's devices had to be made right, since the agent started.
 	Repairs       uint64    `json:"repairs"`
 	DeviceRepairs uint64    `json:"device-repairs"`
 	LastAudit     time.Time `json:"last-audit,omitzero"`

@@ -127,6 +127,9 @@ func (s *Server) lock(a wire.Attachment) (unlock func()) {
 // find returns the endpoints of an attachment: of all interfaces when IfName is empty.
 func (s *Server) find(a wire.Attachment) []state.Endpoint {
 	var out []state.Endpoint
+	if a.ContainerID == "" {
+		return nil // nor has the node's own endpoint any
+	}
 	for _, e := range s.t.Endpoints.ByIndex("container", a.ContainerID) {
 		if a.IfName == "" || e.ContainerIf == a.IfName {
 			out = append(out, e)
@@ -232,6 +235,21 @@ func (s *Server) identify(ctx context.Context, a wire.Attachment, ep state.Endpo
 	}
 	ep.Identity = id
 	return ep, nil
+}
+
+// TakeNumber gives the number of an endpoint to something that is no pod: want, which an earlier run has
+// given it, if it is free and not 0. It is called after Restore.
+func (s *Server) TakeNumber(want uint16) (uint16, error) {
+	s.mu.Lock()
+	_, reserved := s.links[want]
+	_, used := s.t.Endpoints.Get(want)
+	if free := want != 0 && !used && !reserved; free {
+		s.links[want] = Link{}
+		s.mu.Unlock()
+		return want, nil
+	}
+	s.mu.Unlock()
+	return s.takeID()
 }
 
 // takeID returns a free endpoint number; numbers are not used again before all others were.

@@ -362,3 +362,37 @@ func TestConfIsWrittenForRootOnly(t *testing.T) {
 		t.Errorf("conf %s", body)
 	}
 }
+
+// TestNumberOfWhatIsNoPod: the node's own endpoint keeps its number over restarts, no pod gets it, and
+// nothing that the runtime asks for touches it.
+func TestNumberOfWhatIsNoPod(t *testing.T) {
+	n := newNode(t)
+	s, tables, _ := n.start(t)
+	own, err := s.TakeNumber(7)
+	if err != nil || own != 7 {
+		t.Fatalf("number %d, %v", own, err)
+	}
+	tx := tables.DB.WriteTxn()
+	tables.Endpoints.Insert(tx, state.Endpoint{ID: own, IfName: state.HealthDevice, Identity: state.IdentityHealth})
+	tx.Commit()
+	if again, err := s.TakeNumber(own); err != nil || again == own || again == 0 {
+		t.Errorf("taken twice: %d, %v", again, err)
+	}
+	if fresh, err := s.TakeNumber(0); err != nil || fresh == own || fresh == 0 {
+		t.Errorf("without one of before: %d, %v", fresh, err)
+	}
+	for range 10 {
+		if id, err := s.takeID(); err != nil || id == own {
+			t.Errorf("a pod got number %d, %v", id, err)
+		}
+	}
+	if err := s.Del(t.Context(), wire.Attachment{}); err != nil {
+		t.Error(err)
+	}
+	if err := s.GC(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if _, ok := tables.Endpoints.Get(own); !ok {
+		t.Error("the node's own endpoint is gone")
+	}
+}

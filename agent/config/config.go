@@ -53,6 +53,7 @@ type Config struct {
 	ProtectNodePorts         bool           // from the node's own connections
 	BindProtection           bool           // from processes that bind them
 	HealthCheckNodePort      bool
+	EndpointHealthChecking   bool
 	SourceRangeCheck         bool
 	LBMode                   LBMode
 	LBAlgorithm              string // random or maglev

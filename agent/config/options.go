@@ -71,6 +71,7 @@ func datapathOptions() []option {
 		prefix("ipv4-native-routing-cidr", "destinations that are never masqueraded", false, func(c *Config) *netip.Prefix { return &c.NativeRoutingCIDRv4 }),
 		prefix("ipv6-native-routing-cidr", "destinations that are never masqueraded", true, func(c *Config) *netip.Prefix { return &c.NativeRoutingCIDRv6 }),
 		number("bpf-ct-global-tcp-max", "0", "IPv4 flows that fit the connection table; the others follow from it; 0: as it is, 131072 at first", 0, 1<<24, func(c *Config, n int) { c.FlowsMax = uint32(n) }),
+		toggle("enable-endpoint-health-checking", "true", "have an endpoint at which the agent probes whether the node's datapath carries packets", func(c *Config) *bool { return &c.EndpointHealthChecking }),
 		text("cgroup-root", "/run/cilium/cgroupv2", "where the node's cgroup2 tree is mounted", func(c *Config) *string { return &c.CgroupRoot }),
 		toggle("force-cls-bpf", "false", "attach to devices by cls_bpf filters also where the kernel has tcx", func(c *Config) *bool { return &c.ForceCLSBPF }),
 		text("bpf-root", "/sys/fs/bpf", "where bpffs is mounted", func(c *Config) *string { return &c.BPFRoot }),

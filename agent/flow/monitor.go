@@ -269,8 +269,11 @@ func (m *Monitor) podOf(addr string) string {
 	if m.tables == nil {
 		return ""
 	}
-	for _, ep := range m.tables.Endpoints.ByIndex("ip", addr) {
-		return ep.Pod.String()
+	if eps := m.tables.Endpoints.ByIndex("ip", addr); len(eps) > 0 {
+		if eps[0].IsHealth() {
+			return ""
+		}
+		return eps[0].Pod.String()
 	}
 	a, err := netip.ParseAddr(addr)
 	if err != nil {

@@ -5,8 +5,9 @@
 //	pod CIDR    10.244.1.0/24
 //	.0          network, never given away
 //	.1          router: cilium_host, reserved from the start
-//	.2 .. .253  pods, next-fit; a released address rests before it is used again
+//	.2 .. .252  pods, next-fit; a released address rests before it is used again
 //	.254        source of what comes from outside to pods of other nodes (TakeSNAT)
+//	.253        the node's health endpoint (TakeHealth)
 //	.255        last address, never given away
 //
 // Where the CIDRs come from (the Node object or the operator's cluster pool) is not its business.
@@ -36,17 +37,18 @@ var (
 // and stale entries elsewhere do not reach its next owner.
 const Rest = 2 * time.Minute
 
-// RouterOwner and SNATOwner own the node's own addresses in Pool.Usage.
+// RouterOwner, SNATOwner and HealthOwner own the node's own addresses in Pool.Usage.
 const (
 	RouterOwner = "router"
 	SNATOwner   = "snat"
+	HealthOwner = "health"
 )
 
-// Bounds of TakeSNAT: a family with fewer usable addresses gives none away, and the highest one that
-// is given away is this far from the start.
+// Bounds of TakeSNAT and TakeHealth: a family with fewer usable addresses gives none away, and the
+// highest one that is given away is this far from the start.
 const (
-	snatLeast = 16
-	snatMost  = 0xfffe
+	ownLeast = 16
+	ownMost  = 0xfffe
 )
 
 // Pool hands out addresses. It is safe for concurrent use.
@@ -61,6 +63,7 @@ type family struct {
 	ranges  []span
 	router  netip.Addr
 	snat    netip.Addr // invalid: none
+	health  netip.Addr // invalid: none
 	owners  map[netip.Addr]string
 	resting []rest // oldest first
 	asleep  map[netip.Addr]struct{}
@@ -177,7 +180,7 @@ func (f *family) wake() {
 }
 
 func (f *family) release(a netip.Addr, now time.Time) {
-	if _, ok := f.owners[a]; !ok || a == f.router || a == f.snat {
+	if owner, ok := f.owners[a]; !ok || owner == RouterOwner || owner == SNATOwner || owner == HealthOwner {
 		return
 	}
 	delete(f.owners, a)
@@ -224,25 +227,55 @@ func (p *Pool) TakeSNAT(have, pods []netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, f := range []*family{p.v4, p.v6} {
-		if f == nil || f.size < snatLeast {
-			continue
-		}
-		free := func(a netip.Addr) bool {
-			return f.usable(a) && !slices.Contains(pods, a)
-		}
-		if i := slices.IndexFunc(have, free); i >= 0 {
-			f.snat = have[i]
-		} else {
-			for off := min(f.size, snatMost) - 1; off > 0 && !f.snat.IsValid(); off-- {
-				if a := f.at(off); free(a) {
-					f.snat = a
-				}
-			}
-		}
-		if f.snat.IsValid() {
-			f.owners[f.snat] = SNATOwner
+		if f != nil {
+			f.snat = f.take(SNATOwner, have, pods)
 		}
 	}
+}
+
+// take gives owner the first of have that is free, else the highest address that is. None of others is.
+func (f *family) take(owner string, have, others []netip.Addr) netip.Addr {
+	if f.size < ownLeast {
+		return netip.Addr{}
+	}
+	free := func(a netip.Addr) bool {
+		_, owned := f.owners[a]
+		return !owned && f.usable(a) && !slices.Contains(others, a)
+	}
+	if i := slices.IndexFunc(have, free); i >= 0 {
+		f.owners[have[i]] = owner
+		return have[i]
+	}
+	for off := min(f.size, ownMost) - 1; off > 0; off-- {
+		if a := f.at(off); free(a) {
+			f.owners[a] = owner
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// TakeHealth reserves an address of each family for the health endpoint, by the rules of TakeSNAT. It is
+// called once.
+func (p *Pool) TakeHealth(have, pods []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range []*family{p.v4, p.v6} {
+		if f != nil {
+			f.health = f.take(HealthOwner, have, pods)
+		}
+	}
+}
+
+// Health returns the addresses that TakeHealth has reserved, at most one a family.
+func (p *Pool) Health() []netip.Addr {
+	var out []netip.Addr
+	for _, f := range []*family{p.v4, p.v6} {
+		if f != nil && f.health.IsValid() {
+			out = append(out, f.health)
+		}
+	}
+	return out
 }
 
 // SNAT returns the addresses that TakeSNAT has reserved, at most one a family.

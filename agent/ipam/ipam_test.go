@@ -153,6 +153,56 @@ func every(s string) []netip.Addr {
 	return out
 }
 
+// TestHealthAddress: the endpoint of the node keeps its addresses, and takes none that the node or a pod
+// has.
+func TestHealthAddress(t *testing.T) {
+	addr := netip.MustParseAddr
+	for _, c := range []struct {
+		what       string
+		cidrs      []string
+		have, pods []netip.Addr
+		want       string
+	}{
+		{"new node", []string{"10.0.0.0/24", "fd00::/64"}, nil, nil, "[10.0.0.253 fd00::fffd]"},
+		{"restart", []string{"10.0.0.0/24"}, []netip.Addr{addr("10.0.0.77")}, nil, "[10.0.0.77]"},
+		{"the node took that of before", []string{"10.0.0.0/24"}, []netip.Addr{addr("10.0.0.254")}, nil, "[10.0.0.253]"},
+		{"a pod has the next", []string{"10.0.0.0/24"}, nil, []netip.Addr{addr("10.0.0.253")}, "[10.0.0.252]"},
+		{"too small", []string{"10.0.0.0/29", "fd00::/64"}, nil, nil, "[fd00::fffd]"},
+	} {
+		var cidrs []netip.Prefix
+		for _, s := range c.cidrs {
+			cidrs = append(cidrs, netip.MustParsePrefix(s))
+		}
+		p, err := New(cidrs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.TakeSNAT(nil, c.pods)
+		p.TakeHealth(c.have, c.pods)
+		own := p.Health()
+		if got := fmt.Sprint(own); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+		p.Release(own...)
+		for range 300 {
+			v4, v6, err := p.Allocate("ns/pod")
+			if slices.Contains(own, v4) || slices.Contains(own, v6) {
+				t.Errorf("%s: a pod got it: %s, %s", c.what, v4, v6)
+			}
+			if err != nil {
+				break
+			}
+		}
+		for _, u := range p.Usage() {
+			for _, a := range u.Addresses {
+				if slices.Contains(own, a.Addr) && a.Owner != HealthOwner {
+					t.Errorf("%s: %s is owned by %s", c.what, a.Addr, a.Owner)
+				}
+			}
+		}
+	}
+}
+
 // TestPoolKeepsItsPromises runs random operations against a plain model: no address has two
 // owners, only usable ones are given away, a released one rests while another is free, and
 // exhaustion is reported exactly when nothing is left.

@@ -89,6 +89,7 @@ func (j *nodeJoin) row(name string) (state.Node, bool) {
 			r.RouterIPs = append(r.RouterIPs, parseAddrs(a.IP)...)
 		}
 	}
+	r.HealthIPs = parseAddrs(c.Spec.Health.IPv4, c.Spec.Health.IPv6)
 	if len(internal) > 0 && (name != j.local || len(r.InternalIPs) == 0) {
 		r.InternalIPs, r.ExternalIPs = internal, external
 	}

@@ -49,8 +49,8 @@ type Source struct {
 	then   []*feed
 	writes *writers
 
-	routers atomic.Pointer[[]netip.Addr]
-	ready   atomic.Bool
+	routers, healthIPs atomic.Pointer[[]netip.Addr]
+	ready              atomic.Bool
 }
 
 // NewSource registers the Source as initializer of every table it fills.
@@ -150,6 +150,14 @@ func (s *Source) WaitPodCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 		}
 	}
 	return out, nil
+}
+
+// SetHealthIPs publishes the addresses of the health endpoint in this node's CiliumNode; none: it has
+// none.
+func (s *Source) SetHealthIPs(addrs ...netip.Addr) {
+	a := slices.Clone(addrs)
+	s.healthIPs.Store(&a)
+	s.writes.pokeNode()
 }
 
 // SetRouterIPs publishes the addresses of cilium_host in this node's CiliumNode.

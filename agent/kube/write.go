@@ -260,6 +260,16 @@ func (w *writers) wantNode(n *corev1.Node, have ciliumio.Node) ciliumio.Node {
 			have.Spec.Addresses = append(have.Spec.Addresses, ciliumio.NodeAddress{Type: ciliumio.CiliumInternalIP, IP: a.String()})
 		}
 	}
+	if h := w.s.healthIPs.Load(); h != nil {
+		have.Spec.Health = ciliumio.HealthAddressing{}
+		for _, a := range *h {
+			if a.Is4() {
+				have.Spec.Health.IPv4 = a.String()
+			} else {
+				have.Spec.Health.IPv6 = a.String()
+			}
+		}
+	}
 	if !o.ClusterPool {
 		have.Spec.IPAM.PodCIDRs = nil
 		for _, p := range podCIDRs(n) {

@@ -177,6 +177,19 @@ func TestCiliumNodeFollowsTheNode(t *testing.T) {
 		if n, _ = a.ciliumNode(); addresses(n) != "InternalIP=192.0.2.1 CiliumInternalIP=10.1.1.1" {
 			a.t.Errorf("with a router: %s", addresses(n))
 		}
+		a.source.SetHealthIPs(netip.MustParseAddr("10.1.1.253"), netip.MustParseAddr("fd00::fffd"))
+		synctest.Wait()
+		if n, _ = a.ciliumNode(); n.Spec.Health != (ciliumio.HealthAddressing{IPv4: "10.1.1.253", IPv6: "fd00::fffd"}) {
+			a.t.Errorf("health endpoint: %+v", n.Spec.Health)
+		}
+		if row, _ := a.tables.Nodes.Get("n1"); len(row.HealthIPs) != 2 {
+			a.t.Errorf("other nodes would know %v of it", row.HealthIPs)
+		}
+		a.source.SetHealthIPs()
+		synctest.Wait()
+		if n, _ = a.ciliumNode(); n.Spec.Health != (ciliumio.HealthAddressing{}) {
+			a.t.Errorf("without a health endpoint: %+v", n.Spec.Health)
+		}
 		node := here()
 		node.Labels["zone"], node.Status.Addresses[0].Address = "b", "192.0.2.7"
 		if _, err := a.api.Kubernetes.CoreV1().Nodes().Update(a.ctx, node, metav1.UpdateOptions{}); err != nil {

@@ -53,6 +53,9 @@ func (v View) Ep(ifindex uint32) (bpf.Ep, bool) {
 			Identity: uint32(e.Identity), EpId: uint32(e.ID), Ifindex: ifindex,
 			Mac: [6]uint8(e.MAC), NodeMac: [6]uint8(e.NodeMAC),
 		}
+		if e.IsHealth() {
+			out.Flags |= bpf.EPPeerHere
+		}
 		if e.IPv4.IsValid() {
 			out.Ipv4 = e.IPv4.As4()
 		}
@@ -83,8 +86,10 @@ func (View) AddrOfEndpoint(e state.Endpoint) []bpf.AddrKey { return addrKeys(e.I
 // AddrOfRemote are the keys of a pod of another node.
 func (View) AddrOfRemote(r state.RemoteIP) []bpf.AddrKey { return addrKeys(r.IP) }
 
-// AddrOfNode are the keys of a node's own addresses.
-func (View) AddrOfNode(n state.Node) []bpf.AddrKey { return addrKeys(n.Addrs()...) }
+// AddrOfNode are the keys of a node's own addresses, and of those of its health endpoint.
+func (View) AddrOfNode(n state.Node) []bpf.AddrKey {
+	return addrKeys(slices.Concat(n.Addrs(), n.HealthIPs)...)
+}
 
 // AddrOfDevice are the keys of the addresses of a device of this node.
 func (View) AddrOfDevice(d state.Device) []bpf.AddrKey {
@@ -210,6 +215,11 @@ func (v View) owner(ip netip.Addr) (bpf.Addr, bool) {
 			if tunnel, ok := v.tunnel(n); ok && !n.Local {
 				return bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: uint32(r.Identity), Vtep: tunnel}, true
 			}
+		}
+	}
+	for _, n := range v.Tables.Nodes.ByIndex("healthip", s) {
+		if tunnel, ok := v.tunnel(n); ok && !n.Local {
+			return bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: uint32(state.IdentityHealth), Vtep: tunnel}, true
 		}
 	}
 	if v.isAPIServer(ip) {

@@ -33,6 +33,7 @@ func world(t *testing.T) (View, *Tunnels) {
 	tables.Nodes.Insert(tx, state.Node{
 		Name: "worker", InternalIPs: []netip.Addr{ip("172.31.1.12"), ip("fd31::12")},
 		RouterIPs: []netip.Addr{ip("10.244.1.1")}, PodCIDRs: []netip.Prefix{prefix("10.244.1.0/24"), prefix("fd00:1::/64")},
+		HealthIPs: []netip.Addr{ip("10.244.1.253"), ip("fd00:1::fffd")},
 	})
 	tables.Nodes.Insert(tx, state.Node{Name: "api", InternalIPs: []netip.Addr{ip("172.31.1.13")}})
 	tables.Devices.Insert(tx, state.Device{
@@ -80,6 +81,8 @@ func TestAddr(t *testing.T) {
 		{"10.244.1.1", bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: 6, Vtep: 5}},
 		{"172.31.1.13", bpf.Addr{Kind: bpf.AddrRemoteNode, Identity: 7, Vtep: api.Index}},
 		{"10.244.1.9", bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: 400, Vtep: 5}},
+		{"10.244.1.253", bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: 4, Vtep: 5}},
+		{"fd00:1::fffd", bpf.Addr{Kind: bpf.AddrRemoteEP, Identity: 4, Vtep: 5}},
 		{"10.96.0.1", bpf.Addr{Kind: bpf.AddrVIP, Flags: bpf.AddrHasSvc}},
 		{"198.51.100.1", bpf.Addr{Kind: bpf.AddrCIDR, Identity: 7}},
 		{"10.244.5.9", bpf.Addr{}},
@@ -89,6 +92,25 @@ func TestAddr(t *testing.T) {
 		if got != c.want || ok != (c.want != bpf.Addr{}) {
 			t.Errorf("%s: %+v %v instead of %+v", c.addr, got, ok, c.want)
 		}
+	}
+}
+
+// TestHealthEndpoint is known to programs as what is reached through its device; a pod is not.
+func TestHealthEndpoint(t *testing.T) {
+	v, _ := world(t)
+	tx := v.Tables.DB.WriteTxn()
+	v.Tables.Endpoints.Insert(tx, state.Endpoint{
+		ID: 8, IfIndex: 11, IPv4: ip("10.244.0.253"), Identity: state.IdentityHealth, MAC: mac, NodeMAC: mac, State: state.EndpointReady,
+	})
+	tx.Commit()
+	for index, want := range map[uint32]uint32{10: 0, 11: bpf.EPPeerHere} {
+		if e, ok := v.Ep(index); !ok || e.Flags != want {
+			t.Errorf("device %d: %+v, %v", index, e, ok)
+		}
+	}
+	worker, _ := v.Tables.Nodes.Get("worker")
+	if keys := v.AddrOfNode(worker); !slices.Contains(keys, AddrKey(ip("10.244.1.253"))) {
+		t.Errorf("a change of the node does not touch its health endpoint: %v", keys)
 	}
 }
 

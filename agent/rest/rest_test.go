@@ -39,25 +39,32 @@ func get(t *testing.T, h http.Handler, path string, header ...string) (int, stri
 	return w.Code, w.Body.String()
 }
 
+// TestReadinessDiffersFromLiveness: nor does a node that was started and is not ready any more, as its
+// datapath carries nothing, fail the probe of the start, after which the kubelet would restart the agent.
 func TestReadinessDiffersFromLiveness(t *testing.T) {
-	var err error
-	h := Health(func() error { return err })
+	var started, ready error
+	h := Health(func() error { return started }, func() error { return ready })
+	notYet, broken := errors.New("not yet"), errors.New("no answer")
 	for _, c := range []struct {
-		err    error
-		path   string
-		header []string
-		want   int
+		started, ready error
+		path           string
+		header         []string
+		want           int
 	}{
-		{nil, "/healthz", nil, 200},
-		{errors.New("not yet"), "/healthz", nil, 200},
-		{errors.New("not yet"), "/healthz?ready", nil, 503},
-		{errors.New("not yet"), "/healthz", []string{"brief", "true"}, 200}, // liveness, as clients of Cilium ask
-		{errors.New("not yet"), "/healthz?ready", []string{"brief", "true"}, 503},
-		{nil, "/healthz?ready", nil, 200},
+		{nil, nil, "/healthz", nil, 200},
+		{notYet, notYet, "/healthz", nil, 200},
+		{notYet, notYet, "/healthz?started", nil, 503},
+		{notYet, notYet, "/healthz?ready", nil, 503},
+		{notYet, notYet, "/healthz", []string{"brief", "true"}, 200}, // liveness, as clients of Cilium ask
+		{notYet, notYet, "/healthz?ready", []string{"brief", "true"}, 503},
+		{nil, broken, "/healthz?ready", nil, 503},
+		{nil, broken, "/healthz?started", nil, 200},
+		{nil, broken, "/healthz", nil, 200},
+		{nil, nil, "/healthz?ready", nil, 200},
 	} {
-		err = c.err
+		started, ready = c.started, c.ready
 		if code, body := get(t, h, c.path, c.header...); code != c.want {
-			t.Errorf("%s with error %v: %d %s, want %d", c.path, c.err, code, body, c.want)
+			t.Errorf("%s with errors %v and %v: %d %s, want %d", c.path, c.started, c.ready, code, body, c.want)
 		}
 	}
 }

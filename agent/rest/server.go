@@ -66,7 +66,8 @@ type EventSource interface {
 type Sources struct {
 	Settings    Settings
 	Tables      *state.Tables
-	Ready       func() error // nil error: the agent serves its node
+	Ready       func() error      // nil error: the agent serves its node
+	Probe       func() api.Status // whether the dataplane carries packets
 	Warnings    func() []string
 	Attachments func() api.AttachmentStatus
 	Kubernetes  func() api.K8sStatus
@@ -278,13 +279,20 @@ func ListenTCP(ctx context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// Health is the handler of the kubelet's probes on /healthz. With query "ready" it answers 503 while ready returns an error; else (liveness) it answers 200 as long as
-// the process can answer.
-func Health(ready func() error) http.Handler {
+// Health is the handler of the kubelet's probes on /healthz. With query "started" or "ready" it answers
+// 503 while the function of that name returns an error; else (liveness) it answers 200 as long as the
+// process can answer.
+func Health(started, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		asked := r.URL.Query().Has("ready")
-		if err := ready(); err != nil && asked {
+		var err error
+		switch q := r.URL.Query(); {
+		case q.Has("ready"):
+			err = ready()
+		case q.Has("started"):
+			err = started()
+		}
+		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

@@ -44,6 +44,10 @@ func (s *Server) Status() api.StatusResponse {
 		a := s.src.Attachments()
 		out.Attachments = &a
 	}
+	if s.src.Probe != nil {
+		p := s.src.Probe()
+		out.DatapathProbe = &p
+	}
 	if s.src.KubeProxyReplacement != nil {
 		out.KubeProxyReplacement = s.src.KubeProxyReplacement()
 	}
@@ -147,6 +151,17 @@ func (s *Server) cluster() *api.ClusterStatus {
 				m.PrimaryAddress.IPv6 = na
 			} else {
 				m.PrimaryAddress.IPv4 = na
+			}
+		}
+		for _, a := range n.HealthIPs {
+			if m.HealthEndpoint == nil {
+				m.HealthEndpoint = &api.NodeAddressing{}
+			}
+			na := &api.NodeAddress{Enabled: true, IP: a.String()}
+			if a.Is6() {
+				m.HealthEndpoint.IPv6 = na
+			} else {
+				m.HealthEndpoint.IPv4 = na
 			}
 		}
 		for _, a := range n.RouterIPs {

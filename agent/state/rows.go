@@ -53,6 +53,8 @@ type Node struct {
 	// RouterIPs are the addresses of cilium_host (CiliumInternalIP): the router's, one a family, then
 	// those that it sends with what comes from outside.
 	RouterIPs []netip.Addr
+	// HealthIPs are the addresses that the node's own health is asked at, at most one a family.
+	HealthIPs []netip.Addr
 	// PodCIDRs are the ranges that the node gives its pods addresses from.
 	PodCIDRs []netip.Prefix
 	// Leaving says that the node is about to be deleted, so that load balancers should send nothing
@@ -84,7 +86,7 @@ const (
 	EndpointDisconnecting      EndpointState = "disconnecting"
 )
 
-// Endpoint is a pod interface of this node, or the host itself.
+// Endpoint is a pod interface of this node, or the one that the node's own health is asked at.
 type Endpoint struct {
 	ID            uint16 // unique on the node, kept over restarts
 	Pod           Name
@@ -105,6 +107,10 @@ type Endpoint struct {
 	State         EndpointState
 	CreatedUnixMs int64
 }
+
+// IsHealth says that the endpoint is no pod but the one that the node's own health is asked at. Its
+// other end is in the node's network namespace.
+func (e Endpoint) IsHealth() bool { return e.Identity == IdentityHealth }
 
 // NamedPort is a named container port of a pod.
 type NamedPort struct {
@@ -256,12 +262,16 @@ const (
 	HostDevice  = "cilium_host"
 	NetDevice   = "cilium_net"
 	VXLANDevice = "cilium_vxlan"
+	// HealthDevice is the host side of the health endpoint, HealthPeer its other end.
+	HealthDevice = "lxc_health"
+	HealthPeer   = "cilium_health"
 )
 
-// OwnDevice is a device that Lash has made for the node: cilium_host, cilium_net, cilium_vxlan.
+// OwnDevice is a device that Lash has made for the node, one of those above.
 type OwnDevice struct {
 	Name  string
 	Index int // changes when the device is made again
+	MAC   [6]byte
 }
 
 // Tunnel is a tunnel endpoint of another node and the number that programs know it by.
@@ -308,6 +318,7 @@ func NewTables() *Tables {
 		DB: db,
 		Nodes: NewTable(db, "nodes", func(r Node) string { return r.Name },
 			Index[Node]{Name: "ip", Of: func(r Node) []string { return addrKeys(r.Addrs()...) }},
+			Index[Node]{Name: "healthip", Of: func(r Node) []string { return addrKeys(r.HealthIPs...) }},
 			Index[Node]{Name: "podcidr", Of: func(r Node) []string { return prefixKeys(r.PodCIDRs) }}),
 		Endpoints: NewTable(db, "endpoints", func(r Endpoint) uint16 { return r.ID },
 			Index[Endpoint]{Name: "pod", Of: func(r Endpoint) []string { return []string{r.Pod.String()} }},

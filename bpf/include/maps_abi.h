@@ -30,6 +30,7 @@ struct ep {
 
 enum ep_flag {
 	EP_NO_SPOOF_CHECK = 1 << 0, /* accept any source address */
+	EP_PEER_HERE = 1 << 1,      /* the other end is in the node's network namespace too */
 };
 
 /* addr: who an address is. */

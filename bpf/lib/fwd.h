@@ -97,7 +97,7 @@ static __inline int to_stack(struct pkt *p)
 	return V_FWD;
 }
 
-/* Into the network namespace of a pod of this node. */
+/* Into a pod of this node: its end of the pair, in one go if that is in another namespace. */
 static __inline int to_pod(struct __sk_buff *ctx, struct pkt *p)
 {
 	const struct ep *e;
@@ -113,7 +113,7 @@ static __inline int to_pod(struct __sk_buff *ctx, struct pkt *p)
 	v = hop_step(ctx, p, head, 1);
 	if (v)
 		return v;
-	p->how = FWD_PEER;
+	p->how = e->flags & EP_PEER_HERE ? FWD_HERE : FWD_PEER;
 	p->oif = ifindex;
 	return V_FWD;
 }
@@ -280,6 +280,7 @@ static __inline u8 trace_point(const struct pkt *p)
 {
 	switch (p->how) {
 	case FWD_PEER:
+	case FWD_HERE:
 		return TRACE_TO_ENDPOINT;
 	case FWD_TUNNEL:
 	case FWD_ENCAP:
@@ -332,7 +333,7 @@ __noinline int report(struct __sk_buff *ctx, int v)
 		return 0;
 	}
 	count_forwarded(dir, p->len);
-	if (p->how == FWD_PEER && dir == METRIC_EGRESS)
+	if ((p->how == FWD_PEER || p->how == FWD_HERE) && dir == METRIC_EGRESS)
 		count_forwarded(METRIC_INGRESS, p->len);
 	rc = bpf_map_lookup_elem(&cfg, &zero);
 	if (!rc || !rc->trace_rate || (!p->monitor && !rc->trace_every))
@@ -383,6 +384,7 @@ static __inline int leave(struct __sk_buff *ctx, int v)
 	case FWD_PEER:
 		return bpf_redirect_peer(p->oif, 0);
 	case FWD_DEV:
+	case FWD_HERE:
 	case FWD_TUNNEL:
 		mark_done(ctx);
 		return bpf_redirect(p->oif, 0);

@@ -84,6 +84,7 @@ enum fwd_how {
 	FWD_NEIGH = 4,  /* bpf_redirect_neigh */
 	FWD_TUNNEL = 5, /* tunnel key set, bpf_redirect to the vxlan device */
 	FWD_ENCAP = 6,  /* outer headers written, bpf_redirect_neigh to the other node */
+	FWD_HERE = 7,   /* bpf_redirect to the device of an endpoint with EP_PEER_HERE */
 };
 
 /* What functions of the engine return; a drop is the negated reason. */

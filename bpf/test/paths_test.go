@@ -47,6 +47,36 @@ func TestSameNode(t *testing.T) {
 	})
 }
 
+// TestPeerHere: an endpoint whose other end is in the node's own namespace, where the kernel hands
+// nothing over in one go, gets packets of pods and of other nodes through its device, once.
+func TestPeerHere(t *testing.T) {
+	both(t, nil, func(t *testing.T, b *bench) {
+		e := bpf.Ep{Identity: bpf.IdentityHealth, EpId: 9, Ifindex: podBDev, Flags: bpf.EPPeerHere}
+		copy(e.Mac[:], b.podB().mac)
+		copy(e.NodeMac[:], gatewayMAC)
+		b.put("ep", uint32(podBDev), e)
+		b.who(b.podB().ip, bpf.Addr{Kind: bpf.AddrLocalEP, Identity: bpf.IdentityHealth, Ifindex: podBDev, EpId: 9})
+		r := b.run("pod_from", packet{src: b.podA(), dst: host{ip: b.podB().ip}, udp: udp(clientPrt, 80)}.bytes(t))
+		b.expect("of a pod", r, actRedirect, byHere, podBDev)
+		if s := look(t, r.pkt); s.ttl != 63 || s.dstMAC != b.podB().mac.String() || s.srcMAC != gatewayMAC.String() {
+			t.Errorf("left as %+v", s)
+		}
+		again := b.run("pod_to", r.pkt, func(s *skb) { s.Mark = r.mark })
+		if again.act != actNext || again.rec.Helper != 0 {
+			t.Errorf("at its device again: action %d, left by %d", again.act, again.rec.Helper)
+		}
+		r = b.run("ov_from", packet{src: host{ip: b.remotePod()}, dst: host{ip: b.podB().ip}, udp: udp(clientPrt, 80)}.bytes(t),
+			tunnelID(idRemote))
+		b.expect("of another node", r, actRedirect, byHere, podBDev)
+		if ev := b.events(); len(ev) != 2 || ev[0].Subtype != bpf.TraceToEndpoint || ev[0].DstId != bpf.IdentityHealth {
+			t.Errorf("events %+v", ev)
+		}
+		if b.metric(0, bpf.MetricEgress) != 1 || b.metric(0, bpf.MetricIngress) != 2 {
+			t.Errorf("forwarded packets are not counted")
+		}
+	})
+}
+
 // TestSpoof: a pod sends with its own address or not at all.
 func TestSpoof(t *testing.T) {
 	both(t, nil, func(t *testing.T, b *bench) {

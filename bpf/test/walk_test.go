@@ -31,6 +31,7 @@ const (
 	byPeer   = 2
 	byDevice = 3
 	byTunnel = 5
+	byHere   = 7
 )
 
 const (

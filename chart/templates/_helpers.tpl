@@ -121,6 +121,7 @@ seccompProfile:
 {{- $_ := set $c "identity-allocation-mode" "crd" -}}
 {{- with $v.labels -}}{{- $_ := set $c "labels" . -}}{{- end -}}
 {{- $_ := set $c "agent-health-port" $v.healthPort -}}
+{{- $_ := set $c "enable-endpoint-health-checking" $v.endpointHealthChecking.enabled -}}
 {{- if $v.prometheus.enabled -}}
 {{- $_ := set $c "prometheus-serve-addr" (printf ":%v" $v.prometheus.port) -}}
 {{- end -}}

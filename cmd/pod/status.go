@@ -112,7 +112,7 @@ func failureOf(st *api.StatusResponse, needK8s bool) string {
 	if k := st.Kubernetes; k != nil && needK8s {
 		parts = append(parts, part{"kubernetes", &api.Status{State: k.State, Msg: k.Msg}})
 	}
-	parts = append(parts, part{"cni", st.CNIFile}, part{"cilium", st.Cilium})
+	parts = append(parts, part{"cni", st.CNIFile}, part{"cilium", st.Cilium}, part{"datapath probe", st.DatapathProbe})
 	for _, p := range parts {
 		if p.s != nil && p.s.State == api.StateFailure {
 			return p.name + ": " + p.s.Msg

@@ -59,6 +59,7 @@ func writeStatus(w io.Writer, st *api.StatusResponse, d details, now time.Time) 
 		}
 	}
 	component("Cilium", st.Cilium)
+	component("Datapath probe", st.DatapathProbe)
 	writeStale(t, st.Stale, now)
 	writeMonitorRow(row, st.NodeMonitor)
 	if st.Cluster != nil {

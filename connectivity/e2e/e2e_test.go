@@ -299,4 +299,30 @@ func TestLifeWithKubeProxy(t *testing.T) {
 		want(t, "🔮 Auto-detected kube-proxy has been installed")
 	c.ok("status", "--wait")
 	c.ok("connectivity", "test").want(t, "✅ [cilium-test-1] All ")
+	t.Run("a node that carries nothing is not ready", c.carriesNothing)
+}
+
+// carriesNothing has a node lose what comes from its own endpoint. Its agent is not ready from the start
+// on, status names the cause, and pods go on talking; with the cause gone all is well by itself.
+func (c *cluster) carriesNothing(t *testing.T) {
+	const rule = " INPUT -i lxc_health -j DROP"
+	node := "lash-" + c.name + "-worker"
+	c.node("worker", "sh", "-c", "iptables -I"+rule+"; ip6tables -I"+rule)
+	c.kubectl("-n", "kube-system", "delete", "pod", "-l", "k8s-app=cilium", "--field-selector", "spec.nodeName="+node)
+	var r result
+	c.until(t, "status names the cause", func() (bool, string) {
+		r = c.run("status")
+		return strings.Contains(r.all(), "datapath probe: failing since ") && strings.Contains(r.all(), "Ready: 1/2"), r.all()
+	})
+	r.want(t, "no answer from 10.244.", "no answer from fd00:10:244:", " over lxc_health")
+	if r.code != 1 {
+		t.Errorf("status: code %d", r.code)
+	}
+	c.ok("connectivity", "test", "--test", "no-policies,dns", "--image", "localhost/lash:"+c.version())
+	c.node("worker", "sh", "-c", "iptables -D"+rule+"; ip6tables -D"+rule)
+	c.ok("status", "--wait")
+	restarts := c.kubectl("-n", "kube-system", "get", "pod", "-l", "k8s-app=cilium", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
+	if restarts != "0 0" {
+		t.Errorf("agents were restarted: %s", restarts)
+	}
 }

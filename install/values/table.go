@@ -134,6 +134,7 @@ var general = []Key{
 	key("extraConfig", Map, "{}", "More keys for the ConfigMap cilium-config; they win over those of the chart."),
 	key("prometheus.enabled", Bool, "false", "Serve the agent's metrics."),
 	key("prometheus.port", Int, "9962", "Port of the agent's metrics."),
+	key("endpointHealthChecking.enabled", Bool, "true", "Have an endpoint on each node at which its agent probes every 30 seconds whether the node's datapath carries packets. An agent whose probe fails is not ready, and changes nothing."),
 	key("healthPort", Int, "9879", "Port of the agent's health endpoint on 127.0.0.1."),
 	key("cleanState", Bool, "false", "Remove all state of the node when an agent pod starts. Interrupts traffic."),
 	key("cleanBpfState", Bool, "false", "Remove programs, maps and devices of Lash on the node when an agent pod starts. Interrupts traffic."),

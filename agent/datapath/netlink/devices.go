@@ -21,6 +21,7 @@ type Plan struct {
 	UnderlayMTU int          // of the device that leads to the other nodes
 	Tunnel      bool         // whether there is a tunnel
 	TunnelPort  uint16       // UDP
+	Health      bool         // whether there is a health endpoint
 }
 
 // Devices are the interface indexes of what Ensure made; VXLAN is 0 without a tunnel.
@@ -28,8 +29,9 @@ type Devices struct {
 	Host, Net, VXLAN int
 }
 
-// Ensure makes cilium_host with cilium_net, and cilium_vxlan if there is a tunnel, as the plan says. What is right already
-// is not touched, so that a restart changes nothing.
+// Ensure makes cilium_host with cilium_net, cilium_vxlan if there is a tunnel, and lxc_health with
+// cilium_health if there is a health endpoint, as the plan says. What is right already is not touched,
+// so that a restart changes nothing.
 func Ensure(p Plan, s *Sysctls) (Devices, error) {
 	m := maker{Plan: p, sysctls: s}
 	return m.ensure()
@@ -70,7 +72,13 @@ type maker struct {
 // index does not belong to another one by now.
 type made struct {
 	index int
-	mac   string
+	mac   [6]byte
+}
+
+func madeOf(l nl.Link) made {
+	m := made{index: l.Attrs().Index}
+	copy(m.mac[:], l.Attrs().HardwareAddr)
+	return m
 }
 
 func (m *maker) changed(format string, args ...any) {
@@ -79,31 +87,36 @@ func (m *maker) changed(format string, args ...any) {
 
 func (m *maker) ensure() (Devices, error) {
 	var d Devices
-	host, err := m.host()
+	known := map[string]made{}
+	know := func(l nl.Link) int {
+		known[l.Attrs().Name] = madeOf(l)
+		return l.Attrs().Index
+	}
+	host, peer, err := m.host()
 	if err != nil {
 		return d, fmt.Errorf("%s: %w", HostDevice, err)
 	}
-	peer, err := nl.LinkByName(NetDevice)
-	if err != nil {
-		return d, fmt.Errorf("%s: %w", NetDevice, err)
-	}
-	known := map[string]made{}
-	know := func(l nl.Link) int {
-		known[l.Attrs().Name] = made{l.Attrs().Index, l.Attrs().HardwareAddr.String()}
-		return l.Attrs().Index
-	}
-	if !m.Tunnel {
-		if err := removeVXLAN(); err != nil {
+	d.Host, d.Net = know(host), know(peer)
+	if m.Tunnel {
+		vxlan, err := m.vxlan()
+		if err != nil {
 			return d, fmt.Errorf("%s: %w", VXLANDevice, err)
 		}
-		d.Host, d.Net, m.known = know(host), know(peer), known
-		return d, nil
-	}
-	vxlan, err := m.vxlan()
-	if err != nil {
+		d.VXLAN = know(vxlan)
+	} else if err := removeVXLAN(); err != nil {
 		return d, fmt.Errorf("%s: %w", VXLANDevice, err)
 	}
-	d.Host, d.Net, d.VXLAN, m.known = know(host), know(peer), know(vxlan), known
+	if m.Health {
+		health, peer, err := m.health()
+		if err != nil {
+			return d, fmt.Errorf("%s: %w", HealthDevice, err)
+		}
+		know(health)
+		know(peer)
+	} else if err := removeHealth(); err != nil {
+		return d, fmt.Errorf("%s: %w", HealthDevice, err)
+	}
+	m.known = known
 	return d, nil
 }
 
@@ -119,7 +132,7 @@ func (m *maker) find(name string) (nl.Link, error) {
 	if _, gone := errors.AsType[nl.LinkNotFoundError](err); gone {
 		return nil, nil
 	}
-	if err != nil || link.Attrs().HardwareAddr.String() != known.mac {
+	if err != nil || madeOf(link) != known {
 		return nil, err
 	}
 	was := link.Attrs().Name
@@ -134,55 +147,90 @@ func (m *maker) find(name string) (nl.Link, error) {
 	return byName(name)
 }
 
-func (m *maker) host() (nl.Link, error) {
-	link, err := m.find(HostDevice)
-	if err != nil {
-		return nil, err
+// pair returns a pair of devices of this namespace, made anew where one of them is missing or has
+// another peer.
+func (m *maker) pair(name, peerName string) (link, peer nl.Link, err error) {
+	if link, err = m.find(name); err != nil {
+		return nil, nil, err
 	}
 	if _, isVeth := link.(*nl.Veth); link != nil && !isVeth {
-		return nil, errors.New("there is a device of this name that is no veth: remove it")
+		return nil, nil, errors.New("there is a device of this name that is no veth: remove it")
 	}
-	peer, err := m.find(NetDevice)
-	if err != nil {
-		return nil, err
+	if peer, err = m.find(peerName); err != nil {
+		return nil, nil, err
 	}
 	if link != nil && (peer == nil || peer.Attrs().Index != link.Attrs().ParentIndex) {
 		if err := nl.LinkDel(link); err != nil {
-			return nil, fmt.Errorf("replace, as %s is not its peer: %w", NetDevice, err)
+			return nil, nil, fmt.Errorf("replace, as %s is not its peer: %w", peerName, err)
 		}
 		link = nil
 	}
-	if link == nil {
-		mac, peerMAC, err := newMACs()
-		if err != nil {
-			return nil, err
-		}
-		err = nl.LinkAdd(&nl.Veth{
-			LinkAttrs:        nl.LinkAttrs{Name: HostDevice, HardwareAddr: mac, MTU: m.UnderlayMTU, TxQLen: 1000},
-			PeerName:         NetDevice,
-			PeerHardwareAddr: peerMAC,
-		})
-		if err != nil {
-			return nil, err
-		}
-		m.changed("made %s and %s", HostDevice, NetDevice)
-		if link, err = nl.LinkByName(HostDevice); err != nil {
-			return nil, err
-		}
+	if link != nil {
+		return link, peer, nil
 	}
-	for _, name := range []string{NetDevice, HostDevice} {
-		l, err := nl.LinkByName(name)
-		if err != nil {
-			return nil, err
-		}
-		if err := m.sysctls.device(name, m.IPv4, m.IPv6); err != nil {
-			return nil, err
+	mac, peerMAC, err := newMACs()
+	if err != nil {
+		return nil, nil, err
+	}
+	err = nl.LinkAdd(&nl.Veth{
+		LinkAttrs:        nl.LinkAttrs{Name: name, HardwareAddr: mac, MTU: m.UnderlayMTU, TxQLen: 1000},
+		PeerName:         peerName,
+		PeerHardwareAddr: peerMAC,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	m.changed("made %s and %s", name, peerName)
+	link, err1 := nl.LinkByName(name)
+	peer, err2 := nl.LinkByName(peerName)
+	return link, peer, errors.Join(err1, err2)
+}
+
+func (m *maker) host() (link, peer nl.Link, err error) {
+	if link, peer, err = m.pair(HostDevice, NetDevice); err != nil {
+		return nil, nil, err
+	}
+	for _, l := range []nl.Link{peer, link} {
+		if err := m.sysctls.device(l.Attrs().Name, m.IPv4, m.IPv6); err != nil {
+			return nil, nil, err
 		}
 		if err := m.ready(l); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return link, m.addrs(link, m.Addrs...)
+	return link, peer, m.addrs(link, m.Addrs...)
+}
+
+// health makes the pair of the health endpoint. Its other end is for the agent alone: the kernel has no
+// address there and asks and answers nothing.
+func (m *maker) health() (link, peer nl.Link, err error) {
+	if link, peer, err = m.pair(HealthDevice, HealthPeer); err != nil {
+		return nil, nil, err
+	}
+	if err := m.sysctls.silent(HealthPeer); err != nil {
+		return nil, nil, err
+	}
+	if peer.Attrs().RawFlags&unix.IFF_NOARP == 0 {
+		if err := nl.LinkSetARPOff(peer); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := m.sysctls.device(HealthDevice, m.IPv4, m.IPv6); err != nil {
+		return nil, nil, err
+	}
+	return link, peer, errors.Join(m.ready(peer), m.ready(link))
+}
+
+// removeHealth removes the health endpoint of an agent that had one.
+func removeHealth() error {
+	link, err := byName(HealthDevice)
+	if link == nil {
+		return err
+	}
+	if _, ok := link.(*nl.Veth); !ok {
+		return nil // of this name, but none of ours
+	}
+	return nl.LinkDel(link)
 }
 
 // addrs makes the given addresses, the invalid ones left out, the only global ones of link.
@@ -323,8 +371,11 @@ func newMACs() (a, b net.HardwareAddr, err error) {
 func Ours(name string) bool { return ours(name) }
 
 func ours(name string) bool {
-	return name == HostDevice || name == NetDevice || name == VXLANDevice || isPodDevice(name)
+	return name == HostDevice || name == NetDevice || name == VXLANDevice || name == HealthPeer || isEndpointDevice(name)
 }
+
+// isEndpointDevice knows the host sides of pods and of the health endpoint.
+func isEndpointDevice(name string) bool { return name == HealthDevice || isPodDevice(name) }
 
 // isPodDevice knows lxc and twelve hexadecimal digits, so that containers of LXC are not ours.
 func isPodDevice(name string) bool {
@@ -341,8 +392,8 @@ func Clean() error {
 	var errs []error
 	for _, l := range links {
 		name := l.Attrs().Name
-		if name == NetDevice || !ours(name) {
-			continue
+		if name == NetDevice || name == HealthPeer || !ours(name) {
+			continue // the former go with their peers
 		}
 		if err := nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, fmt.Errorf("delete %s: %w", name, err))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package netlink is the agent's side of the kernel's devices, addresses, routes, neighbours and
-// sysctls: the devices that Lash makes (cilium_host and cilium_net, cilium_vxlan, lxc*), the
+// sysctls: the devices that Lash makes (cilium_host and cilium_net, cilium_vxlan, lxc_health and
+// cilium_health, lxc*), the
 // Targets for routes and neighbours, and the watcher that turns the node's own devices into rows.
 // It works in the network namespace of the calling process.
 package netlink
@@ -22,6 +23,9 @@ const (
 	HostDevice  = state.HostDevice
 	NetDevice   = state.NetDevice
 	VXLANDevice = state.VXLANDevice
+
+	HealthDevice = state.HealthDevice
+	HealthPeer   = state.HealthPeer
 	// PodPrefix begins the name of a pod's host-side device.
 	PodPrefix = "lxc"
 )

@@ -58,7 +58,7 @@ func (k *Keeper) ensure() ([]string, error) {
 	k.known = m.known
 	tx := k.tables.DB.WriteTxn()
 	for name, d := range m.known {
-		row := state.OwnDevice{Name: name, Index: d.index}
+		row := state.OwnDevice{Name: name, Index: d.index, MAC: d.mac}
 		if have, ok := k.tables.OwnDevices.Get(name); !ok || have != row {
 			k.tables.OwnDevices.Insert(tx, row)
 		}
@@ -155,7 +155,7 @@ func (k *Keeper) concerns(name string, index int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch name {
-	case HostDevice, NetDevice, VXLANDevice:
+	case HostDevice, NetDevice, VXLANDevice, HealthDevice, HealthPeer:
 		return true
 	}
 	for _, d := range k.known {

@@ -4,6 +4,7 @@ package netlink
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -114,6 +115,65 @@ func TestEnsureIsIdempotentAndCleanLeavesNothing(t *testing.T) {
 	}
 	if _, ok := Index("eth0"); !ok {
 		t.Error("eth0 is gone")
+	}
+}
+
+// TestHealthEndpointIsSilent: both ends are in the node's namespace, and the kernel does nothing at the
+// second. Who has none any more has its devices removed.
+func TestHealthEndpointIsSilent(t *testing.T) {
+	s := node(t)
+	p := plan()
+	p.Health = true
+	if _, err := Ensure(p, s); err != nil {
+		t.Fatal(err)
+	}
+	link, err1 := nl.LinkByName(HealthDevice)
+	peer, err2 := nl.LinkByName(HealthPeer)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if peer.Attrs().ParentIndex != link.Attrs().Index {
+		t.Errorf("%s is not the other end of %s", HealthPeer, HealthDevice)
+	}
+	if v, _ := s.Get("ipv6/conf/" + HealthPeer + "/disable_ipv6"); v != "1" {
+		t.Errorf("IPv6 of %s: disable_ipv6 is %s", HealthPeer, v)
+	}
+	if addrs, err := nl.AddrList(peer, nl.FAMILY_ALL); err != nil || len(addrs) > 0 {
+		t.Errorf("%s has addresses %v, %v", HealthPeer, addrs, err)
+	}
+	found, err := Detect(nil, nil)
+	if err != nil || len(found) != 1 || found[0].Name != "eth0" {
+		t.Errorf("devices that lead out: %+v, %v", found, err)
+	}
+	m := maker{Plan: p, sysctls: s}
+	if _, err := m.ensure(); err != nil || len(m.changes) > 0 {
+		t.Errorf("a second run changes %v, %v", m.changes, err)
+	}
+	key := state.NeighbourKey{Index: link.Attrs().Index, IP: netip.MustParseAddr("10.244.0.253")}
+	if err := (Neighbours{}).Set(context.Background(), key, [6]byte{2, 0, 0, 0, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := (Neighbours{}).Load(context.Background()); err != nil || len(have) != 1 {
+		t.Errorf("neighbours %v, %v", have, err)
+	}
+	if _, err := Ensure(plan(), s); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{HealthDevice, HealthPeer} {
+		if _, left := Index(name); left {
+			t.Errorf("%s is left", name)
+		}
+	}
+	if _, err := Ensure(p, s); err != nil {
+		t.Fatal(err)
+	}
+	if err := Clean(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{HealthDevice, HealthPeer, HostDevice} {
+		if _, left := Index(name); left || !Ours(name) {
+			t.Errorf("%s is left, or not ours", name)
+		}
 	}
 }
 

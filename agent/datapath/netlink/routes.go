@@ -50,6 +50,26 @@ func ownRoutes() ([]nl.Route, error) {
 	return out, nil
 }
 
+// HealthAddrs returns the addresses that have a route of ours to lxc_health, none if there is no such
+// device.
+func HealthAddrs() ([]netip.Addr, error) {
+	index, ok := Index(HealthDevice)
+	if !ok {
+		return nil, nil
+	}
+	list, err := ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, r := range list {
+		if dst, ok := fromIPNet(r.Dst); ok && r.LinkIndex == index && dst.IsSingleIP() {
+			out = append(out, dst.Addr())
+		}
+	}
+	return out, nil
+}
+
 func toRoute(dst netip.Prefix, v state.Route) *nl.Route {
 	r := &nl.Route{Dst: toIPNet(dst), Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN, LinkIndex: v.Index, MTU: v.MTU}
 	switch {
@@ -132,7 +152,7 @@ func (Neighbours) Load(context.Context) (map[state.NeighbourKey][6]byte, error) 
 	}
 	pods := map[int]bool{}
 	for _, l := range links {
-		if isPodDevice(l.Attrs().Name) {
+		if isEndpointDevice(l.Attrs().Name) {
 			pods[l.Attrs().Index] = true
 		}
 	}

@@ -215,6 +215,15 @@ func reserved(list string, lo, hi uint16) bool {
 	return false
 }
 
+// silent keeps the kernel from having IPv6 on a device that Lash makes.
+func (s *Sysctls) silent(name string) error {
+	err := s.set("ipv6/conf/"+name+"/disable_ipv6", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the kernel has none
+	}
+	return err
+}
+
 // device sets what the devices that Lash makes need: no reverse-path filter, forwarding on.
 func (s *Sysctls) device(name string, v4, v6 bool) error {
 	if v4 {

@@ -115,10 +115,17 @@ type Node struct {
 
 // NodeSpec is what a node's agent and the operator agree on.
 type NodeSpec struct {
-	InstanceID string        `json:"instance-id,omitempty"`
-	BootID     string        `json:"bootid,omitempty"`
-	Addresses  []NodeAddress `json:"addresses,omitempty"`
-	IPAM       NodeIPAM      `json:"ipam,omitempty"`
+	InstanceID string           `json:"instance-id,omitempty"`
+	BootID     string           `json:"bootid,omitempty"`
+	Addresses  []NodeAddress    `json:"addresses,omitempty"`
+	Health     HealthAddressing `json:"health,omitzero"`
+	IPAM       NodeIPAM         `json:"ipam,omitempty"`
+}
+
+// HealthAddressing is where the node's own health is asked at.
+type HealthAddressing struct {
+	IPv4 string `json:"ipv4,omitempty"`
+	IPv6 string `json:"ipv6,omitempty"`
 }
 
 // NodeAddress types; the first three are Kubernetes' words.
