@@ -24,6 +24,15 @@ type Ready struct {
 	Addresses []string `json:"addresses"`
 }
 
+// parse reads flags. helped says that they were shown instead, as was asked for.
+func parse(fs *flag.FlagSet, args []string) (helped bool, err error) {
+	err = fs.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return true, nil
+	}
+	return false, err
+}
+
 // EchoCommand is the command line "echo [--http PORT] [--tcp PORT] [--udp PORT]". It writes one
 // line of JSON, a Ready, and serves until ctx ends.
 func EchoCommand(ctx context.Context, args []string, out, errOut io.Writer) error {
@@ -34,7 +43,7 @@ func EchoCommand(ctx context.Context, args []string, out, errOut io.Writer) erro
 	udpPort := fs.Uint("udp", 0, "port of the UDP echo")
 	bind := fs.String("bind", "", "address to listen on (default: all)")
 	host := fs.String("host", "", "name to answer with (default: the host name)")
-	if err := fs.Parse(args); err != nil {
+	if helped, err := parse(fs, args); helped || err != nil {
 		return err
 	}
 	if fs.NArg() > 0 {
@@ -85,7 +94,7 @@ func ProbeCommand(ctx context.Context, args []string, in io.Reader, out, errOut 
 		fmt.Fprintln(errOut, "Usage: probe [flags] tcp|udp|icmp|http|dns|mtu|route TARGET\n       probe --batch < probes.json")
 		fs.PrintDefaults()
 	}
-	if err := fs.Parse(args); err != nil {
+	if helped, err := parse(fs, args); helped || err != nil {
 		return err
 	}
 	if *batch {

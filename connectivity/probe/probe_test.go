@@ -359,6 +359,18 @@ func TestCommands(t *testing.T) {
 			t.Errorf("probe %q was accepted", args)
 		}
 	}
+	for name, help := range map[string]func() error{
+		"echo":  func() error { return EchoCommand(t.Context(), []string{"--help"}, io.Discard, &errOut) },
+		"probe": func() error { return ProbeCommand(t.Context(), []string{"--help"}, nil, io.Discard, &errOut) },
+		"soak":  func() error { return SoakCommand(t.Context(), []string{"--help"}, nil, io.Discard, &errOut) },
+	} {
+		if err := help(); err != nil {
+			t.Errorf("help of %s: %v", name, err)
+		}
+	}
+	if !strings.Contains(errOut.String(), "-udp") {
+		t.Errorf("no flags are shown: %s", errOut.String())
+	}
 }
 
 func TestCancelEndsAProbe(t *testing.T) {

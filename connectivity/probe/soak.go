@@ -366,7 +366,7 @@ func SoakCommand(ctx context.Context, args []string, in io.Reader, out, errOut i
 	fs.IntVar(&s.Flows, "flows", 0, "connections that stay")
 	fs.BoolVar(&s.New, "new", false, "also open and close connections, one after the other")
 	seconds := fs.Int("seconds", 0, "how long; 0: until standard input ends")
-	if err := fs.Parse(args); err != nil {
+	if helped, err := parse(fs, args); helped || err != nil {
 		return err
 	}
 	switch {
