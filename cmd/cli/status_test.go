@@ -241,8 +241,10 @@ func kernelOf(pod string, st *api.StatusResponse) {
 			{Device: "/run/cilium/cgroupv2", Direction: "socket", Program: "connect4", State: api.AttachmentOK},
 		},
 	}
+	st.DatapathProbe = &api.Status{State: api.StateOk, Msg: "IPv4 and IPv6, 12s ago"}
 	switch pod {
 	case "cilium-2":
+		st.DatapathProbe = &api.Status{State: api.StateFailure, Msg: "failing since 2026-01-02T03:04:05Z: no answer from 10.244.1.253 over lxc_health"}
 		st.Datapath.Drops = []api.DropCount{{Reason: "Invalid source ip", Direction: "egress", Packets: 12, Bytes: 1200}}
 		st.Datapath.Attachments[1].Others = []string{"program 17 (tcx)"}
 	case "cilium-3":
@@ -262,7 +264,8 @@ func TestStatusNamesWhatIsWrongInTheKernel(t *testing.T) {
 	}
 	for _, want := range []string{
 		"no program on lxc0123456789ab ingress, pod_from belongs there", "the agent puts it back within seconds; if it does not: kubectl -n kube-system delete pod cilium-3",
-		"map addr is 93 % full: 930 of 1000 entries", "1 errors, 1 warnings",
+		"map addr is 93 % full: 930 of 1000 entries", "2 errors, 1 warnings",
+		"cilium-2    datapath probe: failing since 2026-01-02T03:04:05Z: no answer from 10.244.1.253 over lxc_health",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)

@@ -63,6 +63,9 @@ func writeKernel(t *term.Term, pod string, st *api.StatusResponse) {
 		if at := st.Attachments; at != nil {
 			rows = append(rows, []string{"  Programs:", programsText(at, st.AttachMode)})
 		}
+		if p := st.DatapathProbe; p != nil {
+			rows = append(rows, []string{"  Probe:", p.State + ", " + p.Msg})
+		}
 		if d.MTU != nil {
 			rows = append(rows, []string{"  MTU:", mtuText(d.MTU)})
 		}

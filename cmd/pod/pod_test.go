@@ -214,6 +214,7 @@ func serve(t *testing.T, ready error, failing string) string {
 		Attachments: func() api.AttachmentStatus {
 			return api.AttachmentStatus{Generation: "0123456789abcdef", Devices: 12, Sockets: 8, Foreign: 1, Repairs: 2, LastAudit: now}
 		},
+		Probe: func() api.Status { return api.Status{State: api.StateOk, Msg: "IPv4 and IPv6, 12s ago"} },
 		Kubernetes: func() api.K8sStatus {
 			return api.K8sStatus{State: api.StateOk, Msg: "1.36 (v1.36.3) [linux/amd64]", APIVersions: []string{"core/v1::Pods", "cilium/v2::CiliumNode"}}
 		},
