@@ -136,7 +136,7 @@ SCALE    ?= perf/results/scale
 SCALES   ?=
 # The parts of BENCHMARKS.md about Services come last and are kept when the rest is written again.
 services-part = sed -i '/^<!-- \(services\|scale\) -->/,$$d' BENCHMARKS.md; \
-	for part in $(SERVICES).md $(SCALE).md; do if [ -e $$part ]; then cat $$part >>BENCHMARKS.md; fi; done
+	for part in $(SERVICES).md $(SERVICES)-*.md $(SCALE).md; do if [ -e $$part ]; then cat $$part >>BENCHMARKS.md; fi; done
 
 .PHONY: bench-services
 bench-services: deps build ## New connections over the number of Services, four clusters by turns: Lash, with DSR, kube-proxy iptables, nftables; LADDER='flags'
