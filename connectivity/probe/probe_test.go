@@ -186,8 +186,10 @@ func TestBind(t *testing.T) {
 	}
 	defer ln.Close()
 	for _, c := range []struct{ network, target, want string }{
-		{"tcp", "127.0.0.1:0", ""}, {"udp", "127.0.0.1:0", ""},
-		{"tcp", ln.Addr().String(), "address already in use"}, {"sctp", "127.0.0.1:0", "tcp or udp"},
+		{"tcp", "127.0.0.1:0", ""},
+		{"udp", "127.0.0.1:0", ""},
+		{"tcp", ln.Addr().String(), "address already in use"},
+		{"sctp", "127.0.0.1:0", "tcp or udp"},
 	} {
 		r := Run(t.Context(), Probe{Proto: Bind, Network: c.network, Target: c.target})
 		if r.OK != (c.want == "") || !strings.Contains(r.Error, c.want) {
