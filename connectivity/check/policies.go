@@ -93,7 +93,7 @@ func (e *Env) asProxyRefuses(list []Action) []Action {
 	for i := range list {
 		if !e.KubeProxyReplacement() && list[i].Probe.Proto == probe.UDP {
 			list[i].Expect.OrKind = probe.KindForbidden
-			list[i].Probe.Count = 2
+			list[i].Probe.Count = 4
 		}
 	}
 	return list
