@@ -152,6 +152,12 @@ func Run(ctx context.Context, o Options) (rep *report.Report, err error) {
 		if err != nil {
 			return rep, fmt.Errorf("%s: %w", p.Stage.Name, err)
 		}
+		if all, err := g.courses(&o, 0, 0); err != nil {
+			return rep, err
+		} else if len(all) == 0 {
+			return rep, fmt.Errorf("%s: nothing to measure: no --paths of %s is there for --from %s (pod-ip and cluster-ip are not for hosts outside, node-port-remote needs two nodes)",
+				p.Stage.Name, strings.Join(o.Ways, ","), strings.Join(o.Sources, ","))
+		}
 		rep.Clusters = append(rep.Clusters, g.s.Cluster)
 	}
 	for _, n := range o.Steps {

@@ -77,6 +77,21 @@ func TestWithoutService(t *testing.T) {
 	}
 }
 
+// TestNothingToMeasure ends before any of the Services is made.
+func TestNothingToMeasure(t *testing.T) {
+	c := clusterOf(t, stagetest.Node("n1", 1, nil))
+	o := options(t, []string{"a"}, c)
+	o.Ways = []string{NodePortRemote}
+	o.Created = func(int, int, time.Duration) { t.Error("Services are made") }
+	_, err := Run(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), "a: nothing to measure: no --paths of node-port-remote is there for --from pod,node") {
+		t.Errorf("%v, want what is missing", err)
+	}
+	if n := c.Leftovers(t); n != 0 {
+		t.Errorf("%d namespaces are left", n)
+	}
+}
+
 // TestLadder climbs two clusters by turns.
 func TestLadder(t *testing.T) {
 	a := clusterOf(t, stagetest.Node("n1", 1, nil), stagetest.Node("n2", 2, nil))
